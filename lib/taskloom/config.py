@@ -1,0 +1,2 @@
+def get(name, default=None): return default
+def positive_int(n, v): return v

@@ -1,0 +1,95 @@
+"""The errors of taskloom: one tree, so that one ``except`` can catch as much or as little as is wanted.
+
+::
+
+    TaskloomError
+    +-- GraphError (ValueError)          the graph itself is wrong
+    |   +-- CycleError                   tasks that wait for each other; the message prints the circle
+    |   +-- MissingKeyError (KeyError)   a key was asked for that the graph does not have
+    |   +-- InvalidGraphError (TypeError)  no mapping, or a key that cannot be hashed
+    +-- SerializationError (TypeError)   a function, argument or result that does not pickle; names it
+    +-- WorkerDiedError (RuntimeError)   a process died while it ran a task; names the task and the signal
+    +-- RemoteError (RuntimeError)       stands for a task's error that could not be sent here as itself
+
+An error that a task raises is none of these: it reaches the caller as itself.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CycleError",
+    "GraphError",
+    "InvalidGraphError",
+    "MissingKeyError",
+    "RemoteError",
+    "SerializationError",
+    "TaskloomError",
+    "WorkerDiedError",
+]
+
+
+class TaskloomError(Exception):
+    """The root of every error that taskloom itself raises."""
+
+
+class GraphError(TaskloomError, ValueError):
+    """The graph is wrong, so nothing of it was run."""
+
+
+class CycleError(GraphError):
+    """Tasks that wait for each other.
+
+    Attributes:
+        cycle: the keys in a circle, each needing the next; the first is repeated at the end.
+    """
+
+    def __init__(self, cycle: list[object]) -> None:
+        self.cycle = cycle
+        shown = [repr(key) for key in cycle]
+        if len(shown) > 12:
+            shown = [*shown[:6], f"... {len(shown) - 11} more ...", *shown[-5:]]
+        super().__init__(
+            "the graph has a cycle, so none of these tasks can be the first: " + " needs ".join(shown)
+        )
+
+    def __reduce__(self) -> tuple[type[CycleError], tuple[list[object]]]:
+        return type(self), (self.cycle,)
+
+
+class MissingKeyError(GraphError, KeyError):
+    """A key that the graph does not have was asked for, by the caller or by a task."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0]) if self.args else ""
+
+
+class InvalidGraphError(GraphError, TypeError):
+    """The thing given as a graph is no mapping, or a key is of a kind that cannot be a key."""
+
+
+class SerializationError(TaskloomError, TypeError):
+    """A function, argument or result does not pickle, so it cannot travel to or from another process."""
+
+
+class WorkerDiedError(TaskloomError, RuntimeError):
+    """A process of the pool died while it ran a task.
+
+    Attributes:
+        key: the key of the task that it was running, or None where none was begun.
+        exitcode: the exit status, negative for a signal (-9: killed), as in ``subprocess``.
+    """
+
+    def __init__(self, message: str, key: object = None, exitcode: int | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+        self.exitcode = exitcode
+
+    def __reduce__(self) -> tuple[type[WorkerDiedError], tuple[str, object, int | None]]:
+        return type(self), (str(self), self.key, self.exitcode)
+
+
+class RemoteError(TaskloomError, RuntimeError):
+    """A task in another process raised an error that could not be pickled, or not be unpickled here.
+
+    Its message holds the type, the text and the traceback that the error had there.
+    """

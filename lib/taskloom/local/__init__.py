@@ -1,0 +1,1 @@
+"""The local schedulers' one code base: run state, loop, callbacks, pools."""

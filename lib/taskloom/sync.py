@@ -1,0 +1,52 @@
+"""The synchronous scheduler: steps through a graph in the calling thread.
+
+For finding errors: pdb, cProfile, print and Ctrl-C work as in plain code. Otherwise it does what the others do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from taskloom.diagnostics.events import Callback
+from taskloom.graph.compile import compile_graph
+from taskloom.local.frames import note_task, quiet_frames
+from taskloom.local.run import Run, work
+
+__all__ = ["get_sync"]
+
+
+@quiet_frames
+def get_sync(graph: Any, keys: Any, *, callbacks: Iterable[Callback] | None = None) -> Any:
+    """Compute keys of a graph, one task after the other, in this thread.
+
+    Args:
+        graph: mapping ``key -> literal | (function, *arguments) | key | list``, or a collection with
+            ``__dask_graph__()``; see :mod:`taskloom.graph.convention`.
+        keys: a key, or a list of keys and such lists.
+        callbacks: :class:`taskloom.diagnostics.Callback` objects, beside those that are active already.
+
+    Returns:
+        The value of the key; for a list of keys a tuple of values, nested as the list is.
+
+    Raises:
+        GraphError: the graph is wrong: a missing key, a cycle, no mapping.
+        Exception: whatever a task raises, as it is, with the task's own lines in the traceback.
+
+    >>> get_sync({"x": 1, "y": (sum, ["x", 10])}, "y")
+    11
+    """
+    plan = compile_graph(graph, keys)
+    run = Run(plan, "sync", 1, callbacks)
+    run.active = 1
+    run.start()
+    try:
+        work(run)
+    except BaseException as error:  # a Ctrl-C between two tasks
+        run.finish(error)
+        raise
+    run.finish(run.error)
+    if run.error is not None:
+        note_task(run.error, run.failed_key)
+        raise run.error
+    return plan.results(run.values)
