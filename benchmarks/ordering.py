@@ -1100,8 +1100,10 @@ def _dd_rolling() -> Any:
 @real("dask.dataframe: drop duplicates, join back")
 def _dd_duplicates() -> Any:
     df = _frame(24)
-    return df[["k"]].drop_duplicates(split_out=3, shuffle_method="tasks").merge(
-        df, on="k", shuffle_method="tasks", broadcast=False
+    return (
+        df[["k"]]
+        .drop_duplicates(split_out=3, shuffle_method="tasks")
+        .merge(df, on="k", shuffle_method="tasks", broadcast=False)
     )
 
 
@@ -1110,9 +1112,7 @@ def _climate(steps: int, chunk: int, groups: int) -> Any:
     import xarray as xr
 
     data = _random((steps, 8), chunks=(chunk, -1))
-    return xr.DataArray(
-        data, dims=["time", "x"], coords={"day": ("time", np.arange(steps) % groups)}, name="t"
-    )
+    return xr.DataArray(data, dims=["time", "x"], coords={"day": ("time", np.arange(steps) % groups)}, name="t")
 
 
 @real("xarray: mean of anomalies by group")
@@ -1130,12 +1130,7 @@ def _xr_anomalies() -> Any:
 def _quad() -> Any:
     import xarray as xr
 
-    ds = xr.Dataset(
-        {
-            n: (["time", "j", "i"], _random((500, 9, 12), chunks=(5, -1, -1)))
-            for n in ("anom_u", "anom_v")
-        }
-    )
+    ds = xr.Dataset({n: (["time", "j", "i"], _random((500, 9, 12), chunks=(5, -1, -1))) for n in ("anom_u", "anom_v")})
     quad = ds**2
     quad["uv"] = ds.anom_u * ds.anom_v
     return quad.mean("time")
@@ -1162,9 +1157,7 @@ def _xr_shared() -> Any:
     import numpy as np
     import xarray as xr
 
-    ds = xr.Dataset(
-        {"a": (("x", "y"), np.arange(400).reshape(40, 10)), "b": (("y"), np.arange(10))}
-    ).chunk(x=1)
+    ds = xr.Dataset({"a": (("x", "y"), np.arange(400).reshape(40, 10)), "b": (("y"), np.arange(10))}).chunk(x=1)
     return ds.map_blocks(lambda d: (d.a * d.b * d.b).sum("y"))
 
 
@@ -1208,9 +1201,9 @@ def dask_graph(value: Any) -> tuple[dict[Any, Any], list[Any]]:
 # measuring
 
 
-def numbered(graph: Mapping[Any, Sequence[Any]], keys: Sequence[Any]) -> tuple[
-    list[tuple[int, ...]], list[int | list[int] | None], list[int], list[Any]
-]:
+def numbered(
+    graph: Mapping[Any, Sequence[Any]], keys: Sequence[Any]
+) -> tuple[list[tuple[int, ...]], list[int | list[int] | None], list[int], list[Any]]:
     """Give the tasks ids, breadth-first from the keys asked for: (deps, dependents, outputs, key of each id)."""
     ids: dict[Any, int] = {}
     names: list[Any] = []
@@ -1381,6 +1374,7 @@ run, an output until the end. *Peak* and *mean* are the greatest and the mean nu
 All values count one. The shapes are functions in `benchmarks/ordering.py`; those that begin with `dask.` and
 `xarray:` are the optimized graphs that these libraries make. Where dask's peak is lower, ours has a mark (>).
 """
+
 
 def report(names: Sequence[str], sizes: Sequence[int]) -> Iterator[str]:
     """The lines of the page, each when it is known."""

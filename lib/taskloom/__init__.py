@@ -13,9 +13,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taskloom import bag, config, diagnostics, errors, graph, multiprocessing, threaded
-    from taskloom._collections import annotate, compute, get_annotations, is_collection, optimize, persist, tokenize
-    from taskloom._collections import visualize
+    from taskloom import config, diagnostics, errors, graph, threaded
+    from taskloom._collections import (
+        annotate,
+        compute,
+        get_annotations,
+        is_collection,
+        optimize,
+        persist,
+        tokenize,
+        visualize,
+    )
     from taskloom._delayed import delayed
     from taskloom.sync import get_sync
 
@@ -24,7 +32,6 @@ __version__ = "0.1.0"
 # public name -> the module that defines it; None: it is a module itself
 _WHERE: dict[str, str | None] = {
     "annotate": "_collections",
-    "bag": None,
     "compute": "_collections",
     "config": None,
     "delayed": "_delayed",
@@ -34,7 +41,6 @@ _WHERE: dict[str, str | None] = {
     "get_sync": "sync",
     "graph": None,
     "is_collection": "_collections",
-    "multiprocessing": None,
     "optimize": "_collections",
     "persist": "_collections",
     "threaded": None,
@@ -44,7 +50,6 @@ _WHERE: dict[str, str | None] = {
 
 __all__ = [
     "annotate",
-    "bag",
     "compute",
     "config",
     "delayed",
@@ -54,7 +59,6 @@ __all__ = [
     "get_sync",
     "graph",
     "is_collection",
-    "multiprocessing",
     "optimize",
     "persist",
     "threaded",

@@ -189,13 +189,17 @@ class Delayed(Collection):
         return DelayedAttr(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise TypeError("a Delayed cannot be changed: make a new one, by a delayed function that returns what is wanted")
+        raise TypeError(
+            "a Delayed cannot be changed: make a new one, by a delayed function that returns what is wanted"
+        )
 
     def __delattr__(self, name: str) -> None:
         raise TypeError("a Delayed cannot be changed")
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        raise TypeError("a Delayed cannot be changed: make a new one, by a delayed function that returns what is wanted")
+        raise TypeError(
+            "a Delayed cannot be changed: make a new one, by a delayed function that returns what is wanted"
+        )
 
     def __delitem__(self, index: Any) -> None:
         raise TypeError("a Delayed cannot be changed")
@@ -294,10 +298,6 @@ class DelayedLeaf(Delayed):
         return self._obj.__name__  # type: ignore[no-any-return]
 
     @property
-    def __qualname__(self) -> str:
-        return self._obj.__qualname__  # type: ignore[no-any-return]
-
-    @property
     def __doc__(self) -> str | None:  # type: ignore[override]
         return self._obj.__doc__  # type: ignore[no-any-return]
 
@@ -345,7 +345,10 @@ class DelayedAttr(Delayed):
 
     def __reduce__(self) -> tuple[Any, ...]:
         of = self._of
-        return DelayedAttr, (_restored(of._key, of.__dask_graph__(), of._length, of.__taskloom_annotations__()), self._attr)
+        return DelayedAttr, (
+            _restored(of._key, of.__dask_graph__(), of._length, of.__taskloom_annotations__()),
+            self._attr,
+        )
 
 
 class Method:
@@ -471,9 +474,7 @@ def _kind_of(value: Any) -> int:
         return _REFERENCE
     elif dataclasses.is_dataclass(cls) or is_namedtuple(cls):
         kind = _NESTED
-    elif isinstance(value, type):
-        kind = _BARE
-    elif cls.__hash__ is None and not hasattr(cls, "dependencies"):
+    elif isinstance(value, type) or (cls.__hash__ is None and not hasattr(cls, "dependencies")):
         kind = _BARE
     else:
         kind = _QUOTED
@@ -489,7 +490,7 @@ def _computation(value: Any, parents: list[Delayed]) -> Any:
     kind = _kinds.get(type(value))
     if kind is None:
         kind = _kind_of(value)
-    if kind == _BARE or kind == _REFERENCE:
+    if kind in (_BARE, _REFERENCE):
         return value
     if kind == _DELAYED:
         parents.append(value)
@@ -586,7 +587,9 @@ def _first(values: Sequence[Any]) -> Any:
     return values[0]
 
 
-def _rebuilt(graph: Mapping[Any, Any], key: Any, length: int | None, *, rename: Mapping[str, str] | None = None) -> Delayed:
+def _rebuilt(
+    graph: Mapping[Any, Any], key: Any, length: int | None, *, rename: Mapping[str, str] | None = None
+) -> Delayed:
     if rename:
         key = (rename.get(key[0], key[0]), *key[1:]) if type(key) is tuple else rename.get(key, key)
     return Delayed(key, graph, length)
@@ -615,7 +618,9 @@ def _imported(module: str, qualname: str) -> Any:
 
 def _check_key(key: Any) -> None:
     if not (isinstance(key, str) and key) and not (type(key) is tuple and key and isinstance(key[0], str)):
-        raise TypeError(f"a key is a string such as 'x', or a tuple that begins with one, such as ('x', 0); not {key!r}")
+        raise TypeError(
+            f"a key is a string such as 'x', or a tuple that begins with one, such as ('x', 0); not {key!r}"
+        )
 
 
 def _is_pure(pure: bool | None) -> bool:

@@ -338,9 +338,7 @@ def _read_file(path: str, must: bool) -> dict[str, Any]:
             data = file.read()
     except OSError as error:
         if must:
-            raise type(error)(
-                error.errno, f"{error.strerror}; the variable TASKLOOM_CONFIG names it", path
-            ) from error
+            raise type(error)(error.errno, f"{error.strerror}; the variable TASKLOOM_CONFIG names it", path) from error
         return {}
     import tomllib  # only now: most machines have no such file
 

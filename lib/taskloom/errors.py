@@ -48,9 +48,7 @@ class CycleError(GraphError):
         shown = [repr(key) for key in cycle]
         if len(shown) > 12:
             shown = [*shown[:6], f"... {len(shown) - 11} more ...", *shown[-5:]]
-        super().__init__(
-            "the graph has a cycle, so none of these tasks can be the first: " + " needs ".join(shown)
-        )
+        super().__init__("the graph has a cycle, so none of these tasks can be the first: " + " needs ".join(shown))
 
     def __reduce__(self) -> tuple[type[CycleError], tuple[list[object]]]:
         return type(self), (self.cycle,)

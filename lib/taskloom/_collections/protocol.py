@@ -151,7 +151,9 @@ def cannot_rebuild(cls: type, error: object) -> str:
     )
 
 
-def unpack(args: tuple[Any, ...], traverse: bool = True) -> tuple[list[Any], Callable[[Sequence[Any]], tuple[Any, ...]]]:
+def unpack(
+    args: tuple[Any, ...], traverse: bool = True
+) -> tuple[list[Any], Callable[[Sequence[Any]], tuple[Any, ...]]]:
     """Find the collections in arguments.
 
     Args:

@@ -181,7 +181,8 @@ class _Tokens:
         ours = {
             name: item
             for name, item in vars(cls).items()
-            if name not in _NOT_OF_CLASS and not isinstance(item, (types.GetSetDescriptorType, types.MemberDescriptorType))
+            if name not in _NOT_OF_CLASS
+            and not isinstance(item, (types.GetSetDescriptorType, types.MemberDescriptorType))
         }
         return self.seq("class by value", (cls.__qualname__, cls.__bases__, ours))
 

@@ -130,8 +130,10 @@ class Profiler(Callback):
 
     def _table(self) -> list[tuple[str, str, str, str, str]]:
         table = [("function", "tasks", "total", "mean", "longest")]
-        for item in self.summary()[:_ROWS]:
-            table.append((item.function, f"{item.count:,}", _time(item.total), _time(item.mean), _time(item.max)))
+        table.extend(
+            (item.function, f"{item.count:,}", _time(item.total), _time(item.mean), _time(item.max))
+            for item in self.summary()[:_ROWS]
+        )
         return table
 
 

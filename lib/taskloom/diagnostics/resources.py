@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import threading
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -104,7 +105,7 @@ class ResourceProfiler(Callback):
             return ResourceSummary(0, 0.0, 0, 0.0, 0.0, 0.0)
         seconds = samples[-1].time - samples[0].time
         # A sample's percentage is of the time since the one before.
-        used = sum(b.cpu * (b.time - a.time) for a, b in zip(samples, samples[1:], strict=False))
+        used = sum(b.cpu * (b.time - a.time) for a, b in itertools.pairwise(samples))
         return ResourceSummary(
             samples=len(samples),
             seconds=seconds,

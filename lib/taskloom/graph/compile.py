@@ -67,7 +67,7 @@ class Plan:
         self.tasks: list[Any] = []
         self.specs: list[Spec] = []
         self.deps: list[tuple[int, ...]] = []
-        self.dependents: list[None | int | list[int]] = []
+        self.dependents: list[int | list[int] | None] = []
         self.uses: list[int] = []
         self.order: list[int] = []
         self.outputs: list[int] = []
@@ -95,7 +95,7 @@ class Plan:
         shape = self.shape
         if type(shape) is int:
             return values[shape]
-        if shape and all([type(item) is int for item in shape]):
+        if shape and all(type(item) is int for item in shape):
             return tuple([values[i] for i in shape])
         return _nested(shape, values)
 
@@ -214,7 +214,7 @@ def compile_graph(graph: Any, keys: Any) -> Plan:
     return plan
 
 
-def _link(deps: list[tuple[int, ...]], uses: list[int], dependents: list[None | int | list[int]]) -> None:
+def _link(deps: list[tuple[int, ...]], uses: list[int], dependents: list[int | list[int] | None]) -> None:
     for i, needed in enumerate(deps):
         for d in needed:
             uses[d] += 1

@@ -82,7 +82,7 @@ def kind_of(value: Any, kinds: dict[type, int]) -> int:
     cls = type(value)
     if getattr(value, "__dask_future__", False) is True or _is_reference(cls):
         kind = REF
-    elif not isinstance(value, type) and hasattr(cls, "dependencies") and hasattr(cls, "__call__"):
+    elif not isinstance(value, type) and hasattr(cls, "dependencies") and callable(value):
         kind = NODE
     elif cls.__hash__ is None:
         kind = ATOM

@@ -42,9 +42,7 @@ _LATER = 1 << 24
 _FEW = 32  # the number of tasks that a value's last uses may have, to be looked at together: keeps that step linear
 
 
-def order(
-    deps: list[tuple[int, ...]], dependents: list[int | list[int] | None], outputs: Sequence[int]
-) -> list[int]:
+def order(deps: list[tuple[int, ...]], dependents: list[int | list[int] | None], outputs: Sequence[int]) -> list[int]:
     """Return the ids in the order in which one worker should run them.
 
     Args:
@@ -65,9 +63,7 @@ def order(
     return _forest(deps, dependents, outputs)
 
 
-def _forest(
-    deps: list[tuple[int, ...]], dependents: list[int | list[int] | None], outputs: Sequence[int]
-) -> list[int]:
+def _forest(deps: list[tuple[int, ...]], dependents: list[int | list[int] | None], outputs: Sequence[int]) -> list[int]:
     """Order a graph in which no value has two uses: the optimal postorder of Sethi and Ullman.
 
     A postorder is a preorder backwards, which needs no second visit of a task.
@@ -108,9 +104,7 @@ def _forest(
     return result
 
 
-def _shared(
-    deps: list[tuple[int, ...]], dependents: list[int | list[int] | None], outputs: Sequence[int]
-) -> list[int]:
+def _shared(deps: list[tuple[int, ...]], dependents: list[int | list[int] | None], outputs: Sequence[int]) -> list[int]:
     """Order a graph in which some values have several uses.
 
     On the stack, t is a goal and ~t marks a goal that was begun: all that t needs was put above it. A goal that was

@@ -86,7 +86,7 @@ class Run:
         self.ready = self.waiting.count(0)
         self.left = len(plan)
         self.lock: Any = _NoLock() if lock is None else lock
-        self.positions: list[int] = plan.positions() if lock is not None else plan.order
+        self.positions: list[int] = plan.positions()
         self.error: BaseException | None = None
         self.failed_key: Any = None
         self.stopped = False  # no further task is taken
@@ -177,9 +177,9 @@ def work(run: Run) -> None:
                 count = uses[d] = uses[d] - 1
                 if not count:
                     values[d] = None
-            left = run.left = run.left - 1
+            run.left -= 1
         else:
-            ready, left = run.ready, run.left
+            ready = run.ready
 
         # Take the next.
         if not ready or run.stopped:
@@ -223,7 +223,7 @@ def work(run: Run) -> None:
                 elif spec == 2:  # VALUE
                     value = tasks[i]
                 else:
-                    value = evaluate(spec, values)
+                    value = evaluate(spec, values)  # type: ignore[arg-type]
         except BaseException as error:
             cut_frames(error)
             acquire()

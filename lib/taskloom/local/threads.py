@@ -30,19 +30,6 @@ def inside_task() -> bool:
     return getattr(_here, "depth", 0) > 0
 
 
-def _serve(run: Run) -> None:
-    """One thread's share of a run, in the context of the run's caller."""
-    context = run.context
-    _here.depth = getattr(_here, "depth", 0) + 1
-    try:
-        if context is None:
-            work(run)
-        else:
-            context.copy().run(work, run)
-    finally:
-        _here.depth -= 1
-
-
 class ThreadPool:
     """Daemon threads that serve runs; they are made when they are first needed and never end by themselves."""
 

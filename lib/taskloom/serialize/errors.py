@@ -3,8 +3,8 @@
 A traceback is sent as file names, functions and line numbers (tblib) and is a real one again on the other side, so
 that pdb, logging and ``traceback`` show the lines of the user's source.
 
-An exception whose ``__init__`` takes other arguments than ``args`` holds cannot be unpickled the usual way; that is found
-out on the sending side, and it is sent as class, ``args`` and attributes instead. One whose class can't be found by the
+An exception whose ``__init__`` takes other arguments than ``args`` holds cannot be unpickled the usual way; that is
+found out on the sending side, and it is sent as class, ``args`` and attributes instead. One whose class can't be found by the
 other side arrives as :class:`taskloom.errors.RemoteError`, with the text that was made where it was raised.
 """
 
@@ -27,7 +27,8 @@ _MOST_LINKS = 32  # a chain of causes longer than this is cut; it would be a loo
 def dump_error(error: BaseException) -> bytes:
     """An exception as bytes; never raises."""
     try:
-        return cloudpickle.dumps(_describe(error, {}), protocol=5)
+        data: bytes = cloudpickle.dumps(_describe(error, {}), protocol=5)
+        return data
     except Exception as problem:
         # not even its text could be had: an exception with a broken __str__, say
         text = f"{type(error).__qualname__} (it could not be described: {type(problem).__name__})"
@@ -66,7 +67,7 @@ def _describe(error: BaseException, seen: dict[int, None]) -> dict[str, Any]:
 def _pickled(error: BaseException) -> bytes | None:
     """The exception alone, proved to come back as what it is; None if its class can't be sent at all."""
     try:
-        data = cloudpickle.dumps(error, protocol=5)
+        data: bytes = cloudpickle.dumps(error, protocol=5)
         back = pickle.loads(data)
         # an __init__ that makes a text of its arguments makes another one of that text
         if type(back) is type(error) and str(back) == str(error):
@@ -95,7 +96,8 @@ def _by_parts(error: BaseException) -> bytes:
         except Exception:
             value = repr(value)
         args.append(value)
-    return cloudpickle.dumps(_Parts(type(error), tuple(args), attributes), protocol=5)
+    data: bytes = cloudpickle.dumps(_Parts(type(error), tuple(args), attributes), protocol=5)
+    return data
 
 
 class _Parts:

@@ -82,9 +82,7 @@ def dags(draw, most=40):
     """(deps, outputs) of a graph with shared values, repeated inputs and several outputs, all reachable."""
     n = draw(st.integers(1, most))
     back = draw(st.sampled_from([2, 5, most]))
-    needs = {
-        i: draw(st.lists(st.integers(max(0, i - back), i - 1), max_size=4)) if i else [] for i in range(n)
-    }
+    needs = {i: draw(st.lists(st.integers(max(0, i - back), i - 1), max_size=4)) if i else [] for i in range(n)}
     used = {d for ds in needs.values() for d in ds}
     ends = [i for i in range(n) if i not in used]
     outputs = draw(st.permutations(ends)) + draw(st.lists(st.integers(0, n - 1), max_size=2))
