@@ -11,7 +11,7 @@ A key that the graph does not have is left where it stands: compiling the graph 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 from taskloom.graph.compile import _missing as missing_key
@@ -144,7 +144,7 @@ def _fused(dsk: Graph, path: list[Key], kinds: dict[type, int], known: dict[Any,
         function, *args = head
     taken = len(args)
     steps: list[Step] = []
-    for before, key in zip(path, path[1:], strict=False):
+    for before, key in pairwise(path):
         step = _step(dsk[key], before, dsk, kinds, args)
         if step is not None:
             steps.append(step)
