@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taskloom import config, diagnostics, errors, graph, threaded
+    from taskloom import config, diagnostics, errors, graph, multiprocessing, threaded
     from taskloom._collections import (
         annotate,
         compute,
@@ -41,6 +41,7 @@ _WHERE: dict[str, str | None] = {
     "get_sync": "sync",
     "graph": None,
     "is_collection": "_collections",
+    "multiprocessing": None,
     "optimize": "_collections",
     "persist": "_collections",
     "threaded": None,
@@ -59,6 +60,7 @@ __all__ = [
     "get_sync",
     "graph",
     "is_collection",
+    "multiprocessing",
     "optimize",
     "persist",
     "threaded",

@@ -10,6 +10,7 @@ Numbers are left bare, because no key made here is a number.
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 import os
 import sys
@@ -25,12 +26,13 @@ from taskloom._collections.protocol import (
     ITERATORS,
     Collection,
     cannot_rebuild,
+    expression_of,
     is_collection,
     is_namedtuple,
     quote,
 )
 from taskloom._collections.running import get_threads
-from taskloom._collections.tokens import tokenize
+from taskloom._collections.tokens import name_by, tokenize
 from taskloom.errors import MissingKeyError
 from taskloom.graph.node import Literal
 from taskloom.graph.optimize import cull
@@ -121,10 +123,11 @@ class Delayed(Collection):
 
     __slots__ = ("__weakref__", "_annotated", "_key", "_length", "_parents", "_task")
 
-    # What the slots hold:
-    #   _task, _parents: the task of the key, and the Delayed that its references are keys of;
-    #                    or _GRAPH and a whole graph
-    #   _annotated:      the annotations of the block in which it was made, or None
+    _key: Any
+    _task: Any  # the task of the key, or _GRAPH
+    _parents: Any  # the Delayed whose keys the task refers to, or, with _GRAPH, the whole graph
+    _length: int | None
+    _annotated: Mapping[str, Any] | None  # the annotations of the block in which it was made
 
     def __init__(self, key: Any, graph: Mapping[Any, Any], length: int | None = None) -> None:
         _check_key(key)
@@ -210,7 +213,7 @@ class Delayed(Collection):
                 f"{self!r} cannot be iterated or unpacked, because how many items it has is known only when it is "
                 "computed; say so with delayed(..., nout=2), or compute it first"
             )
-        return iter([self[place] for place in range(self._length)])
+        return iter([operator.getitem(self, place) for place in range(self._length)])
 
     def __len__(self) -> int:
         if self._length is None:
@@ -228,6 +231,14 @@ class Delayed(Collection):
     def __contains__(self, item: Any) -> bool:
         raise TypeError(f"'in' cannot be delayed; use delayed(operator.contains)(x, {item!r:.40})")
 
+    def __pow__(self, other: Any, modulo: Any = None) -> Delayed:
+        return _operation(pow, "pow", (self, other) if modulo is None else (self, other, modulo))
+
+    def __rpow__(self, other: Any) -> Delayed:
+        return _operation(pow, "pow", (other, self))
+
+    # the other operators are added at the end of this module
+
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """A delayed function in a class is a method."""
         return self if instance is None else types.MethodType(self, instance)
@@ -239,6 +250,16 @@ _set_parents = Delayed._parents.__set__  # type: ignore[attr-defined]
 _set_length = Delayed._length.__set__  # type: ignore[attr-defined]
 _set_annotated = Delayed._annotated.__set__  # type: ignore[attr-defined]
 _make = object.__new__
+
+
+def _name_of(node: Delayed) -> bytes:
+    key = node._key
+    text = (key if type(key) is str else repr(key)).encode("utf-8", "surrogatepass")
+    return b"%b%d:%b" % (b"k" if type(key) is str else b"K", len(text), text)
+
+
+name_by(Delayed, _name_of)
+
 
 _GRAPH: Any = object()  # in the place of a task: the parents are a whole graph
 
@@ -351,6 +372,10 @@ class DelayedAttr(Delayed):
         )
 
 
+name_by(DelayedLeaf, _name_of)
+name_by(DelayedAttr, _name_of)
+
+
 class Method:
     """``Method("upper")(x, ...)`` is ``x.upper(...)``: what the task of a method call calls."""
 
@@ -420,10 +445,10 @@ def _call(
         key = f"{label}-{tokenize(function, head_key, args, kwargs)}"
     else:
         key = f"{label}-{_seed}-{next(_numbers)}"
-    task = [function]
+    task: list[Any] = [function]
     parents: list[Delayed] = []
     if head is not None:
-        task.append(head._key)  # type: ignore[arg-type]
+        task.append(head._key)
         parents.append(head)
     if kwargs:
         args = (*args, *kwargs.values())
@@ -537,8 +562,8 @@ def _nested(value: Any, parents: list[Delayed]) -> Any:
 
 def _value_of(collection: Any) -> Delayed:
     """The value of a collection of another kind, as a Delayed."""
-    expression = getattr(collection, "expr", None)
-    if not isinstance(collection, Collection) and callable(getattr(expression, "finalize_compute", None)):
+    expression = expression_of(collection)
+    if expression is not None:
         # dask's expressions know how to join their parts
         final = expression.finalize_compute().optimize(fuse=True)
         keys = final.__dask_keys__()
@@ -657,45 +682,34 @@ def _reseed() -> None:
 os.register_at_fork(after_in_child=_reseed)
 
 
-def _binary(function: Callable[[Any, Any], Any], label: str, swapped: bool) -> Callable[[Any, Any], Delayed]:
-    def operate(self: Delayed, other: Any) -> Delayed:
-        args = (other, self) if swapped else (self, other)
-        return _call(function, label, None, args, {}, True, None, None, None)
-
-    return operate
+def _operation(function: Callable[..., Any], label: str, args: tuple[Any, ...]) -> Delayed:
+    """The Delayed of an operator. Operators are pure: ``x + y`` twice is one task."""
+    return _call(function, label, None, args, {}, None, f"{label}-{tokenize('operator', label, args)}", None, None)
 
 
 def _unary(function: Callable[[Any], Any], label: str) -> Callable[[Any], Delayed]:
-    def operate(self: Delayed) -> Delayed:
-        return _call(function, label, None, (self,), {}, True, None, None, None)
-
-    return operate
+    return lambda self: _operation(function, label, (self,))
 
 
-def _power(self: Delayed, other: Any, modulo: Any = None) -> Delayed:
-    args = (self, other) if modulo is None else (self, other, modulo)
-    return _call(pow, "pow", None, args, {}, True, None, None, None)
+def _binary(function: Callable[[Any, Any], Any], label: str, swapped: bool) -> Callable[[Any, Any], Delayed]:
+    if swapped:
+        return lambda self, other: _operation(function, label, (other, self))
+    return lambda self, other: _operation(function, label, (self, other))
 
 
 def _add_operators() -> None:
     for name in ("abs", "neg", "pos", "invert"):
         setattr(Delayed, f"__{name}__", _unary(getattr(operator, name), name))
+    for name in ("trunc", "floor", "ceil"):
+        setattr(Delayed, f"__{name}__", _unary(getattr(math, name), name))
     for name in ("eq", "ne", "lt", "le", "gt", "ge", "getitem"):
         setattr(Delayed, f"__{name}__", _binary(getattr(operator, name), name, False))
-    for name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "and", "or", "xor", "lshift", "rshift"):
-        function = getattr(operator, name, None) or getattr(operator, name + "_")
+    both = {name: getattr(operator, name) for name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod")}
+    both |= {"and": operator.and_, "or": operator.or_, "xor": operator.xor, "divmod": divmod}
+    both |= {"lshift": operator.lshift, "rshift": operator.rshift}
+    for name, function in both.items():
         setattr(Delayed, f"__{name}__", _binary(function, name, False))
         setattr(Delayed, f"__r{name}__", _binary(function, name, True))
-    for name, function in (("divmod", divmod), ("round", round), ("trunc", None), ("floor", None), ("ceil", None)):
-        if name == "divmod":
-            Delayed.__divmod__ = _binary(divmod, name, False)  # type: ignore[attr-defined]
-            Delayed.__rdivmod__ = _binary(divmod, name, True)  # type: ignore[attr-defined]
-        elif function is None:
-            import math
-
-            setattr(Delayed, f"__{name}__", _unary(getattr(math, name), name))
-    Delayed.__pow__ = _power  # type: ignore[attr-defined]
-    Delayed.__rpow__ = _binary(pow, "pow", True)  # type: ignore[attr-defined]
 
 
 _add_operators()

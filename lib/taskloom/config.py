@@ -9,7 +9,7 @@ A setting is looked up from the innermost place outwards, and the first place th
 5. the machine's file: ``/etc/taskloom/config.toml``;
 6. the default in the table :data:`SETTINGS` below, which lists every setting that there is.
 
-``None`` in any of these places means "as if nobody had said anything": the default.
+``None`` in a block means the default; in a plain call, that what calls have set is forgotten.
 
 >>> from taskloom import config
 >>> with config.set(num_workers=2):
@@ -89,7 +89,9 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _scheduler(name: str, value: Any) -> Any:
-    if isinstance(value, str) or callable(value) or callable(getattr(value, "get", None)):
+    if isinstance(value, str) or callable(value):
+        return value
+    if not isinstance(value, Mapping) and (callable(getattr(value, "get", None)) or hasattr(value, "submit")):
         return value
     raise TypeError(
         f"{name} is a name such as 'threads', 'processes' or 'sync', a get function, or an object with .get such as "
@@ -216,7 +218,7 @@ class _Set:
         if self._token is not None:
             raise RuntimeError("this block of settings is entered already; call config.set(...) for each block")
         if self._before is not None:  # it was called first and entered later
-            _publish(self._before, gone=_load)
+            _publish(self._before)
             self._before = None
         scope = _in_context.get()
         self._token = _in_context.set(self._changes if scope is None else {**scope, **self._changes})
@@ -240,8 +242,8 @@ def set(settings: Mapping[str, Any] | None = None, /, **named: Any) -> _Set:
     Args:
         settings: names, dotted or as nested mappings, and their values: ``{"delayed.pure": True}`` or
             ``{"delayed": {"pure": True}}``.
-        named: the same as keyword arguments, two underscores for the dot: ``delayed__pure=True``. The value None takes
-            a setting back to its default.
+        named: the same as keyword arguments, two underscores for the dot: ``delayed__pure=True``. The value None means
+            the default in a block, and forgets in a plain call what calls have set.
 
     Raises:
         UnknownSettingError: there is no such setting. Then nothing is changed.
@@ -277,7 +279,7 @@ def _is_with(frame: Any) -> bool:
         place += 2
     following = [opname[code[at]] for at in (place, place + 2) if at < len(code)]
     # Python 3.11 to 3.13 have one instruction for it, 3.14 copies the object and looks __exit__ up
-    return following[:1] in (["BEFORE_WITH"], ["BEFORE_ASYNC_WITH"]) or following == ["COPY", "LOAD_SPECIAL"]
+    return following[:1] == ["BEFORE_WITH"] or following == ["COPY", "LOAD_SPECIAL"]
 
 
 def refresh() -> None:
@@ -304,19 +306,12 @@ def _read() -> None:
     _merged = {**_from_files, **_from_calls}
 
 
-def _publish(changes: Mapping[str, Any], gone: Any = None) -> dict[str, Any]:
-    """Set for the whole process; return what these settings were before, ``_load`` where they were not set.
-
-    Args:
-        gone: a value that means "not set any more"; None: there is no such value among them.
-    """
+def _publish(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Set for the whole process, None: set no longer; return what these settings were before."""
     global _from_calls, _merged
     with _lock:
-        before = {name: _from_calls.get(name, _load) for name in changes}
-        calls = _from_calls | dict(changes)
-        if gone is not None:
-            calls = {name: value for name, value in calls.items() if value is not gone}
-        _from_calls = calls
+        before = {name: _from_calls.get(name) for name in changes}
+        _from_calls = {name: value for name, value in {**_from_calls, **changes}.items() if value is not None}
         _merged = {**_from_files, **_from_calls}
     return before
 

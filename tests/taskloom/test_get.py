@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import taskloom
-from taskloom import threaded
+from taskloom import multiprocessing, threaded
 from taskloom.errors import CycleError, InvalidGraphError, MissingKeyError
 
-GETS = [taskloom.get_sync, threaded.get]
+GETS = [taskloom.get_sync, threaded.get, multiprocessing.get]
 
 
 class TestSyncByDasksKit(GetFunctionTestMixin):
@@ -27,7 +27,11 @@ class TestThreadsByDasksKit(GetFunctionTestMixin):
     get = staticmethod(threaded.get)
 
 
-@pytest.fixture(params=GETS, ids=["sync", "threads"])
+class TestProcessesByDasksKit(GetFunctionTestMixin):
+    get = staticmethod(multiprocessing.get)
+
+
+@pytest.fixture(params=GETS, ids=["sync", "threads", "processes"])
 def get(request):
     return request.param
 
@@ -90,6 +94,7 @@ def test_an_error_is_the_users_own_with_the_users_frames(get):
     assert caught.value.__notes__ == ["raised in the task ('bad', 1)"]
 
 
+@pytest.mark.parametrize("get", GETS[:2])
 def test_values_are_released_as_soon_as_nothing_needs_them(get):
     alive = []
     most = []

@@ -10,8 +10,9 @@ from types import GeneratorType
 from typing import Any
 
 from taskloom.graph.node import Literal
+from taskloom.local.frames import quiet_frames
 
-__all__ = ["Collection", "is_collection", "is_namedtuple", "quote", "unpack"]
+__all__ = ["Collection", "cannot_rebuild", "expression_of", "is_collection", "is_namedtuple", "quote", "unpack"]
 
 # Read to their end and taken for lists: nothing else can be done with what is inside of them.
 ITERATORS: tuple[type, ...] = (GeneratorType, type(iter([])), type(iter(())), type(iter({0})))
@@ -27,6 +28,7 @@ class Collection:
 
     __slots__ = ()
 
+    @quiet_frames
     def compute(self, *, scheduler: Any = None, optimize_graph: bool = True, **kwargs: Any) -> Any:
         """Run the graph and return the value.
 
@@ -43,6 +45,7 @@ class Collection:
 
         return compute(self, traverse=False, scheduler=scheduler, optimize_graph=optimize_graph, **kwargs)[0]
 
+    @quiet_frames
     def persist(self, *, scheduler: Any = None, optimize_graph: bool = True, **kwargs: Any) -> Any:
         """Run the graph and return a collection of the same kind that holds the values. Arguments as for compute."""
         from taskloom._collections.running import persist
@@ -71,6 +74,18 @@ def is_collection(value: Any) -> bool:
     # Wrappers such as xarray's have the methods always, and say None where nothing in them is lazy. Asking dask's
     # own collections for their graph would build it for nothing.
     return cls.__module__.partition(".")[0] == "dask" or value.__dask_graph__() is not None
+
+
+def expression_of(collection: Any) -> Any:
+    """The expression behind one of dask's newer collections (its data frames), else None.
+
+    It knows better than the protocol's methods can say how it is optimized and how its parts become one value.
+    """
+    # asked of the class: a Delayed has every attribute that one asks for
+    if isinstance(collection, Collection) or not hasattr(type(collection), "expr"):
+        return None
+    expression = collection.expr
+    return expression if callable(getattr(expression, "finalize_compute", None)) else None
 
 
 def is_namedtuple(cls: type) -> bool:
@@ -129,7 +144,7 @@ def _maker(value: Any, number: Callable[[Any], int | None]) -> Maker | None:
                 raise TypeError(cannot_rebuild(cls, error)) from error
 
     elif is_namedtuple(cls):
-        items, join = list(value), cls._make  # type: ignore[attr-defined]
+        items, join = list(value), cls._make
     else:
         return None
     makers = [_maker(item, number) for item in items]

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from taskloom import config
-from taskloom._collections.protocol import Collection, quote, unpack
+from taskloom._collections.protocol import Collection, expression_of, quote, unpack
 from taskloom.graph.convention import as_mapping, flatten_keys
 from taskloom.graph.optimize import cull
 from taskloom.local.frames import quiet_frames
@@ -187,7 +187,7 @@ def persist(
     if not collections:
         return repack(())
     get = get_scheduler(scheduler, collections)
-    owner = getattr(get, "__self__", None)
+    owner: Any = getattr(get, "__self__", None)
     if callable(getattr(owner, "persist", None)):
         return repack(owner.persist(collections, optimize_graph=optimize_graph, **kwargs))
     merged = _Merged(collections, optimize_graph)
@@ -318,8 +318,8 @@ class _Merged:
         self.keys: list[Any] = []
         groups: dict[Any, list[int]] = {}
         for number, collection in enumerate(collections):
-            expression = getattr(collection, "expr", None) if not isinstance(collection, Collection) else None
-            if optimize_graph and callable(getattr(expression, "finalize_compute", None)):
+            expression = expression_of(collection) if optimize_graph else None
+            if expression is not None:
                 self.expressions[number] = expression
                 self.keys.append(None)
             else:

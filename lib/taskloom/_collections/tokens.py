@@ -16,7 +16,7 @@ from hashlib import blake2b
 from os import urandom
 from typing import Any
 
-__all__ = ["tokenize"]
+__all__ = ["name_by", "tokenize"]
 
 
 def tokenize(*args: Any, **kwargs: Any) -> str:
@@ -73,6 +73,12 @@ _SIMPLE: dict[type, Callable[[Any], bytes]] = {
     float: lambda value: b"f%b;" % value.hex().encode(),
     complex: lambda value: b"c%b %b;" % (value.real.hex().encode(), value.imag.hex().encode()),
 }
+
+
+def name_by(cls: type, encode: Callable[[Any], bytes]) -> None:
+    """Tell the name of values of a class quickly: by bytes that begin as those of no other kind of value do."""
+    _SIMPLE[cls] = encode
+
 
 _MODULES = frozenset({"numpy", "pandas"})
 
@@ -313,7 +319,7 @@ def _numpy_parts(tokens: _Tokens, value: Any) -> Iterable[bytes] | None:
         if not value.size or not value.dtype.itemsize:
             return head
         # as plain bytes: dates have no buffer of their own
-        return [*head, np.ascontiguousarray(value).reshape(-1).view(np.uint8).data]
+        return [*head, np.ascontiguousarray(value).reshape(-1).view(np.uint8).data]  # type: ignore[list-item]
     if isinstance(value, np.generic):
         if value.dtype.hasobject:
             return None

@@ -1,0 +1,426 @@
+"""A process of the pool: ``python -m taskloom.local``, started by :mod:`taskloom.local.processes`.
+
+Two threads. The main thread runs tasks, in the order in which they came, and reports: when its queue is empty, else every
+few milliseconds. The other reads the socket, so that a process in the middle of a long task still hands out values, gives
+back tasks that it has not begun, and notices that its parent has gone.
+
+It never imports the user's ``__main__``: what that defines comes by value.
+
+Values stay here. A value that is only used by tasks of the same block is dropped after its last use, without a word to the
+parent; small ones that others may need go with the report; large ones when they are asked for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import mmap
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import threading
+from collections import deque
+from queue import SimpleQueue
+from time import perf_counter
+from typing import Any
+
+from taskloom.graph.compile import PLAIN, REFS
+from taskloom.local.channel import Receiver, encode, materialize, send_blocking
+from taskloom.local.frames import cut_frames
+from taskloom.local.run import evaluate
+from taskloom.serialize.errors import dump_error
+from taskloom.serialize.objects import Packer, dumps, store
+
+__all__ = ["OUTPUT", "PRIVATE", "WANTED", "in_child", "main"]
+
+# What becomes of a task's value.
+PRIVATE = 0  # only tasks of the same block use it
+WANTED = 1  # others may use it: goes with the report if it is small
+OUTPUT = 2  # the caller gets it
+
+REPORT_EVERY = 0.002  # seconds between reports while tasks run
+SMALL = 64 * 1024  # bytes that go with a report without being asked for
+# A value of one of these types is pickled with all its likes in one go, others each by itself.
+_ATOMS = frozenset({int, float, bool, type(None), complex})
+
+_child: Child | None = None
+
+
+def in_child() -> bool:
+    """Whether this process is one of a pool's."""
+    return _child is not None
+
+
+class _Block:
+    """Tasks that came in one message; its body is unpickled when its turn comes."""
+
+    __slots__ = ("body", "buffers", "run", "todo")
+
+    def __init__(self, run: int, count: int, body: Any, buffers: list[Any]) -> None:
+        self.run = run
+        self.todo: deque[int] = deque(range(count))
+        self.body = body
+        self.buffers = buffers
+
+
+class Child:
+    def __init__(self, sock: socket.socket, cell: Any) -> None:
+        self.sock = sock
+        self.cell = cell  # the id of the task that runs, for the parent to read when this process has died
+        self.receiver = Receiver(sock)
+        self.blocks: SimpleQueue[_Block | tuple[str, Any]] = SimpleQueue()
+        self.waiting: deque[_Block] = deque()  # blocks that may be given back, oldest first
+        self.sending = threading.Lock()
+        self.values: dict[int, Any] = {}
+        self.refs: dict[int, int] = {}  # uses of a value that are still to come, here and elsewhere
+        self.run = -1
+
+    def send(self, header: Any, buffers: Any = ()) -> None:
+        parts = encode(header, buffers)
+        with self.sending:
+            send_blocking(self.sock, parts)
+
+    # --- the reading thread
+
+    def read(self) -> None:
+        parent = os.getppid()
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        while True:
+            # An orphan is not always told by the socket: a process that its parent forked may hold the other end.
+            if not poll.poll(1000):
+                if os.getppid() != parent:
+                    os._exit(1)
+                continue
+            try:
+                messages = self.receiver.receive()
+                if messages is None:
+                    os._exit(0)
+                for header, buffers in messages:
+                    self.handle(header, buffers)
+            except OSError:
+                os._exit(1)
+
+    def handle(self, header: Any, buffers: list[Any]) -> None:
+        kind, run = header[:2]
+        if kind == "tasks":
+            _, _, count, digests, forget, drops = header
+            if run != self.run:
+                self.begin(run)
+            functions = store()
+            functions.forget(forget)
+            functions.add(dict(zip(digests, [bytes(b) for b in materialize(buffers[: len(digests)])], strict=True)))
+            self.drop(drops)
+            block = _Block(run, count, buffers[len(digests)], buffers[len(digests) + 1 :])
+            self.waiting.append(block)
+            self.blocks.put(block)
+        elif kind == "fetch":
+            for i in header[2]:
+                self.hand_out(run, i)
+        elif kind == "drop":
+            self.drop(header[2])
+        elif kind == "revoke":
+            self.send(("revoked", run, self.give_back(header[2])))
+        elif kind == "reset":
+            self.give_back(1 << 60)
+            # acknowledged by the main thread, when it has ended what it was at
+            self.blocks.put(("reset", run))
+        elif kind == "call":
+            self.blocks.put(("call", (header[1], buffers)))
+
+    def begin(self, run: int) -> None:
+        self.run = run
+        self.values = {}
+        self.refs = {}
+
+    def drop(self, ids: list[int]) -> None:
+        for i in ids:
+            self.values.pop(i, None)
+            self.refs.pop(i, None)
+
+    def give_back(self, most: int) -> int:
+        """Take up to so many tasks off the end of the queue."""
+        count = 0
+        for block in reversed(list(self.waiting)):
+            while count < most:
+                try:
+                    block.todo.pop()
+                except IndexError:
+                    break
+                count += 1
+        return count
+
+    def hand_out(self, run: int, i: int) -> None:
+        try:
+            data, buffers = dumps(self.values[i])
+        except BaseException as error:
+            self.send(("value", run, i, False), [dump_error(error)])
+            return
+        self.send(("value", run, i, True), [data, *buffers])
+
+    # --- the main thread
+
+    def work(self) -> None:
+        while True:
+            block = self.blocks.get()
+            if type(block) is tuple:
+                what, argument = block
+                if what == "reset":
+                    if argument == self.run:
+                        self.begin(-1)
+                    self.send(("reset", argument))
+                else:
+                    self.call(*argument)
+                continue
+            try:
+                self.run_block(block)  # type: ignore[arg-type]
+            finally:
+                self.waiting.popleft()
+
+    def call(self, token: int, buffers: list[Any]) -> None:
+        """Call a function that the parent sent: the pool's initializer."""
+        try:
+            function, arguments = pickle.loads(buffers[0])
+            function(*arguments)
+        except BaseException as error:
+            cut_frames(error)
+            self.send(("called", token, False), [dump_error(error)])
+        else:
+            self.send(("called", token, True))
+
+    def run_block(self, block: _Block) -> None:
+        if not block.todo:
+            return
+        run, todo = block.run, block.todo
+        values, refs = self.values, self.refs
+        try:
+            buffers = materialize(block.buffers)
+            stream = pickle.Unpickler(io.BytesIO(materialize([block.body])[0]), buffers=iter(buffers))
+            watched, packed, data, ids, specs, functions, args, deps, wants, uses = stream.load()
+            at = len(buffers) - sum([count for _, count in packed])
+            for i, count in packed:
+                values[i] = pickle.loads(buffers[at], buffers=buffers[at + 1 : at + count])
+                at += count
+            values.update(data)
+        except BaseException as error:
+            cut_frames(error)
+            # which of them it was only the parent can find out
+            count = 0
+            while todo:
+                todo.popleft()
+                count += 1
+            self.send(("unreadable", run, count), [dump_error(error)])
+            return
+        finally:
+            block.body = block.buffers = None  # type: ignore[assignment]
+
+        cell = self.cell
+        report = _Report(self, run, bool(watched))
+        stops = report.stops
+        take = todo.popleft
+        now = report.start
+        due = now + REPORT_EVERY
+        while True:
+            try:
+                k = take()
+            except IndexError:
+                break
+            i = ids[k]
+            cell[0] = i
+            spec = specs[k]
+            needed = deps[k]
+            try:
+                if spec == PLAIN:
+                    value = functions[k](*args[k])
+                elif spec == REFS:
+                    value = functions[k](*[values[d] for d in needed])
+                else:
+                    value = evaluate(spec, values)
+            except BaseException as error:
+                cut_frames(error)
+                cell[0] = -1
+                report.send(i, error)
+                self.give_back(1 << 60)
+                return
+            for d in needed:
+                count = refs.get(d)
+                if count is not None:
+                    if count == 1:
+                        del refs[d]
+                        values.pop(d, None)
+                    else:
+                        refs[d] = count - 1
+            count = uses[k]
+            if count:
+                values[i] = value
+                refs[i] = count
+            want = wants[k]
+            if want:
+                report.add(i, value, want)
+            value = None
+            now = perf_counter()
+            stops.append(now)
+            if now >= due:
+                cell[0] = -1
+                if not report.send():
+                    return
+                now = perf_counter()
+                report.begin(now)
+                due = now + REPORT_EVERY
+        cell[0] = -1
+        if stops:
+            report.send()
+
+
+class _Report:
+    """Results on their way to the parent."""
+
+    def __init__(self, child: Child, run: int, watched: bool) -> None:
+        self.child = child
+        self.run = run
+        self.watched = watched
+        self.stops: list[float] = []
+        self.begin(perf_counter())
+
+    def begin(self, now: float) -> None:
+        self.start = now
+        self.stops.clear()
+        self.atom_ids: list[int] = []
+        self.atoms: list[Any] = []
+        self.out_ids: list[int] = []
+        self.outs: list[Any] = []
+        self.kept: list[tuple[int, Any]] = []
+
+    def add(self, i: int, value: Any, want: int) -> None:
+        if type(value) in _ATOMS:
+            self.atom_ids.append(i)
+            self.atoms.append(value)
+        elif want == OUTPUT:
+            self.out_ids.append(i)
+            self.outs.append(value)
+        else:
+            self.kept.append((i, value))
+
+    def send(self, failed: int = -1, error: BaseException | None = None) -> bool:
+        """Send what has been done since the last time; False if a result could not be sent, which ends the block."""
+        buffers: list[Any] = []
+        packer = Packer()
+        good = True
+        try:
+            packer.dump(self.atoms)
+            for value in self.outs:
+                packer.dump(value)
+            stream = packer.getvalue()
+            buffers = packer.buffers
+        except BaseException:
+            good = False
+            failed, error = self._culprit()
+            self.outs = self.out_ids = []
+            packer = Packer()
+            packer.dump(self.atoms)
+            stream = packer.getvalue()
+            buffers = packer.buffers
+        packed: list[tuple[int, int]] = []
+        rest: list[Any] = []
+        for i, value in self.kept:
+            try:
+                data, more = dumps(value)
+            except BaseException:
+                continue  # stays here; an error only if it is asked for
+            if len(data) + sum([b.nbytes for b in more]) <= SMALL:
+                packed.append((i, 1 + len(more)))
+                rest += [data, *more]
+        count = len(self.stops)
+        last = self.stops[-1] if count else self.start
+        seconds = last - self.start
+        times = (self.start, self.stops) if self.watched or seconds > count * 50e-6 else None
+        for stream_out in (sys.stdout, sys.stderr):
+            try:
+                stream_out.flush()
+            except Exception:
+                pass
+        failure = None if error is None else (failed, len(buffers) + len(rest) + 1)
+        header = ("done", self.run, count, seconds, times, self.atom_ids, self.out_ids, len(buffers), packed, failure)
+        tail = [] if error is None else [dump_error(error)]
+        self.child.send(header, [stream, *buffers, *rest, *tail])
+        if not good:
+            self.child.give_back(1 << 60)
+        return good
+
+    def _culprit(self) -> tuple[int, BaseException]:
+        for i, value in zip(self.out_ids, self.outs, strict=True):
+            try:
+                dumps(value)
+            except BaseException as error:
+                return i, _ResultError(type(value).__qualname__, f"{type(error).__name__}: {error}")
+        return -1, _ResultError("?", "it pickles only by itself")
+
+
+class _ResultError(Exception):
+    """A result that does not pickle; the parent, which knows the key, makes the error of it that people see."""
+
+
+def _die_with_parent(life: int) -> None:
+    """Let the kernel kill this process when the pipe's other end, which only the parent has, is closed.
+
+    A thread that waits for the end of a pipe needs the interpreter to do anything about it, and a task in native code may
+    never let go of that; a signal needs nobody.
+    """
+    fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
+    else:
+        try:
+            fcntl.fcntl(life, 10, signal.SIGKILL)  # F_SETSIG on Linux; Python has no name for it
+        except OSError:  # elsewhere: SIGIO, which ends a process too
+            pass
+    fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
+    poll = select.poll()
+    poll.register(life, 0)
+    if poll.poll(0):  # it was closed before
+        os._exit(1)
+
+
+def main(argv: list[str]) -> None:
+    global _child
+    sock_fd, life, cell_fd = (int(arg) for arg in argv)
+    # Ctrl-C goes to every process of the terminal: what it means is the parent's to say. A handler, not SIG_IGN: programs
+    # that tasks start do not inherit it.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    _die_with_parent(life)
+    cell = memoryview(mmap.mmap(cell_fd, 8)).cast("q")
+    os.close(cell_fd)
+    sock = socket.socket(fileno=sock_fd)
+    for fd in (sock_fd, life):
+        os.set_inheritable(fd, False)
+    child = _child = Child(sock, cell)
+    hello = _first_message(child)
+    sys.path[:] = hello["path"]
+    if hello["pythonpath"] is None:
+        os.environ.pop("PYTHONPATH", None)
+    else:
+        os.environ["PYTHONPATH"] = hello["pythonpath"]
+    sys.argv[:] = hello["argv"]
+    from taskloom import config
+
+    # The cores are taken: a task that computes a graph does so in its own thread.
+    config.set(scheduler="sync")
+    threading.Thread(target=child.read, name="taskloom-reader", daemon=True).start()
+    child.work()
+
+
+def _first_message(child: Child) -> dict[str, Any]:
+    found: list[Any] = []
+    while not found:
+        messages = child.receiver.receive()
+        if messages is None:
+            os._exit(0)
+        found += messages
+    for header, buffers in found[1:]:
+        child.handle(header, buffers)
+    hello: dict[str, Any] = found[0][0]
+    return hello

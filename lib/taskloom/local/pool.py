@@ -1,0 +1,344 @@
+"""The pool of processes: starting, lending, returning, ending them.
+
+A run borrows processes for itself alone, so runs at the same time never disturb each other: idle ones first, else new
+ones. What comes back beyond the pool's size is ended. A process that was lent to a run which failed comes back dirty; if
+it has not finished its last task when it is wanted next, it is killed and another one started.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from mmap import mmap
+from typing import Any
+
+import cloudpickle
+
+from taskloom.errors import SerializationError, WorkerDiedError
+from taskloom.local.channel import Part, Receiver, encode, send_some
+from taskloom.serialize.errors import load_error
+from taskloom.system import cpu_count, thread_limits
+
+__all__ = ["Process", "ProcessPool", "describe_exit", "shared_pool"]
+
+_MOST_BLOBS = 512  # functions by value that a process keeps
+
+
+class Process:
+    """The parent's end of one process of the pool.
+
+    Attributes:
+        pid: its process id.
+        digests: functions that it has, oldest first.
+        dirty: how many resets it has not acknowledged.
+    """
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        life, self._life = os.pipe()
+        cell = _shared_cell()
+        pythonpath = os.environ.get("PYTHONPATH")
+        environ = {**os.environ, **environment, "PYTHONPATH": _package_path(pythonpath)}
+        fds = (theirs.fileno(), life, cell)
+        command = [
+            sys.executable,
+            *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
+            "-m",
+            "taskloom.local",
+            *map(str, fds),
+        ]
+        # A Ctrl-C before the child has its handler must not be its end, with a traceback on everybody's terminal.
+        old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.popen = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, env=environ)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, old)
+            theirs.close()
+            os.close(life)
+        self._memory = mmap(cell, 8)
+        os.close(cell)
+        self.cell = memoryview(self._memory).cast("q")
+        self.cell[0] = -1
+        self.pid = self.popen.pid
+        self.sock.setblocking(False)
+        self.receiver = Receiver(self.sock)
+        self.outbox: deque[Part] = deque()
+        self.digests: dict[bytes, None] = {}
+        self.dirty = 0
+        self.dead = False
+        hello = {"path": list(sys.path), "pythonpath": pythonpath, "argv": list(sys.argv)}
+        self.post(hello)
+
+    def post(self, header: Any, buffers: Any = ()) -> None:
+        """Send a message, as much of it as goes now; the rest waits in the outbox."""
+        self.outbox.extend(encode(header, buffers))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the socket takes of the outbox. A dead process shows itself at the next read."""
+        try:
+            while self.outbox:
+                if send_some(self.sock, self.outbox[0]):
+                    self.outbox.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.outbox.clear()
+
+    def receive(self) -> list[tuple[Any, list[Any]]] | None:
+        """Messages that are there; None: it has died."""
+        try:
+            return self.receiver.receive()
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+
+    def is_clean(self) -> bool:
+        """Whether it is there and done with everything that was asked of it."""
+        while not self.dead:
+            messages = self.receive()
+            if messages is None:
+                self.dead = True
+                break
+            if not messages:
+                break
+            self.dirty -= sum(header[0] == "reset" for header, _ in messages)
+        return not self.dead and not self.dirty and not self.outbox
+
+    def reset(self, run: int) -> None:
+        """Have it forget a run."""
+        self.dirty += 1
+        self.post(("reset", run))
+
+    def exit_code(self) -> int | None:
+        """Its exit code, once it has died; negative: the signal."""
+        try:
+            return self.popen.wait(5)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.dead = True
+        self.popen.kill()
+        self.close()
+        self.popen.wait()
+
+    def close(self) -> None:
+        """Let go of it: it ends by itself when its socket is closed."""
+        self.dead = True
+        self.outbox.clear()
+        self.receiver.close()
+        self.sock.close()
+        if self._life >= 0:
+            os.close(self._life)
+            self._life = -1
+
+
+def _shared_cell() -> int:
+    from taskloom.local.channel import SharedBuffer
+
+    shared = SharedBuffer.of(b"\0" * 8)
+    return os.dup(shared.fd)
+
+
+def _package_path(old: str | None) -> str:
+    ours = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return ours if not old else ours + os.pathsep + old
+
+
+def describe_exit(code: int | None) -> str:
+    """An exit code in words."""
+    if code is None:
+        return "closed its connection"
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = "unknown"
+        text = f"was killed by signal {-code} ({name})"
+        if -code == signal.SIGKILL:
+            text += "; that is what the system does to a process when memory runs out, or somebody used kill -9"
+        elif -code == signal.SIGSEGV:
+            text += "; native code went wrong: a bug in an extension module, or the C stack overflowed"
+        return text
+    return f"ended with exit code {code}"
+
+
+class ProcessPool:
+    """Processes that run tasks, kept from one call of ``get`` to the next.
+
+    Args:
+        num_workers: how many processes; by default as many as this process may use CPUs.
+        initializer: called in each process before its first task; sent by value.
+        initargs: its arguments.
+
+    The processes' BLAS and OpenMP threads are limited, so that together they use each CPU once: by OMP_NUM_THREADS and
+    its likes, unless they are set already.
+    """
+
+    def __init__(
+        self,
+        num_workers: int | None = None,
+        initializer: Callable[..., Any] | None = None,
+        initargs: tuple[Any, ...] = (),
+    ) -> None:
+        self.num_workers = num_workers or cpu_count()
+        self.initializer = initializer
+        self._start_call = None
+        if initializer is not None:
+            try:
+                self._start_call = cloudpickle.dumps((initializer, initargs), protocol=5)
+            except Exception as error:
+                raise SerializationError(f"the initializer {initializer!r} does not pickle: {error}") from error
+        self._idle: list[Process] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        _pools.add(self)
+
+    def lend(self, count: int) -> list[Process]:
+        """So many processes, for the caller alone until :meth:`take_back`."""
+        if self._closed:
+            raise RuntimeError("this pool is closed")
+        with self._lock:
+            taken, self._idle = self._idle, []
+        good: list[Process] = []
+        spare: list[Process] = []
+        for process in taken:
+            if not process.is_clean():
+                process.kill()
+            elif len(good) < count:
+                good.append(process)
+            else:
+                spare.append(process)
+        if spare:
+            with self._lock:
+                self._idle += spare
+        try:
+            limits = thread_limits(max(count, self.num_workers))
+            fresh = []
+            for _ in range(count - len(good)):
+                process = Process(limits)
+                good.append(process)
+                fresh.append(process)
+            if self._start_call is not None:
+                for process in fresh:
+                    process.post(("call", 0), [self._start_call])
+                for process in fresh:
+                    self._await_call(process)
+        except BaseException:
+            for process in good:
+                process.kill()
+            raise
+        return good
+
+    def _await_call(self, process: Process) -> None:
+        process.sock.setblocking(True)
+        try:
+            found: list[Any] = []
+            while not found:
+                messages = process.receive()
+                if messages is None:
+                    raise WorkerDiedError(
+                        f"process {process.pid} {describe_exit(process.exit_code())} in the initializer "
+                        f"{self.initializer!r}",
+                        exitcode=process.popen.returncode,
+                    )
+                found += messages
+        finally:
+            process.sock.setblocking(False)
+        header, buffers = found[0]
+        if not header[2]:
+            error = load_error(bytes(buffers[0]))
+            error.add_note(f"raised in the initializer {self.initializer!r} of a process")
+            raise error
+
+    def take_back(self, processes: list[Process]) -> None:
+        """The end of :meth:`lend`; dead ones may be among them."""
+        extra: list[Process] = []
+        with self._lock:
+            for process in processes:
+                if process.dead:
+                    continue
+                if self._closed or len(self._idle) >= self.num_workers:
+                    extra.append(process)
+                else:
+                    self._idle.append(process)
+        for process in extra:
+            process.kill()
+
+    def close(self) -> None:
+        """End the processes that are not lent now; those that are end when they come back."""
+        with self._lock:
+            self._closed = True
+            taken, self._idle = self._idle, []
+        for process in taken:
+            process.kill()
+
+    def __enter__(self) -> ProcessPool:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _forget(self) -> None:
+        # in a forked child: these are the parent's
+        self._lock = threading.Lock()
+        for process in self._idle:
+            process.popen.returncode = 0  # not ours to wait for
+            process.close()
+        self._idle = []
+
+
+_pools: weakref.WeakSet[ProcessPool] = weakref.WeakSet()
+_shared: ProcessPool | None = None
+_with_initializer: dict[bytes, ProcessPool] = {}
+_making = threading.Lock()
+
+
+def shared_pool(initializer: Callable[..., Any] | None = None) -> ProcessPool:
+    """The pool of this process, made on first use; one more for the last initializer that was used."""
+    global _shared
+    with _making:
+        if initializer is None:
+            if _shared is None:
+                _shared = ProcessPool()
+            return _shared
+        pool = ProcessPool(initializer=initializer)
+        key = pickle.dumps(pool._start_call)
+        found = _with_initializer.get(key)
+        if found is not None:
+            return found
+        for old in _with_initializer.values():
+            old.close()
+        _with_initializer.clear()
+        _with_initializer[key] = pool
+        return pool
+
+
+def _at_exit() -> None:
+    for pool in list(_pools):
+        pool.close()
+
+
+def _after_fork() -> None:
+    global _shared, _making
+    for pool in list(_pools):
+        pool._forget()
+    _shared = None
+    _with_initializer.clear()
+    _making = threading.Lock()
+
+
+atexit.register(_at_exit)
+os.register_at_fork(after_in_child=_after_fork)
