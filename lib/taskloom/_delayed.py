@@ -244,11 +244,11 @@ class Delayed(Collection):
         return self if instance is None else types.MethodType(self, instance)
 
 
-_set_key = Delayed._key.__set__  # type: ignore[attr-defined]
-_set_task = Delayed._task.__set__  # type: ignore[attr-defined]
-_set_parents = Delayed._parents.__set__  # type: ignore[attr-defined]
-_set_length = Delayed._length.__set__  # type: ignore[attr-defined]
-_set_annotated = Delayed._annotated.__set__  # type: ignore[attr-defined]
+_set_key = vars(Delayed)["_key"].__set__
+_set_task = vars(Delayed)["_task"].__set__
+_set_parents = vars(Delayed)["_parents"].__set__
+_set_length = vars(Delayed)["_length"].__set__
+_set_annotated = vars(Delayed)["_annotated"].__set__
 _make = object.__new__
 
 

@@ -1,0 +1,6 @@
+"""``python -m taskloom.cli``: the same as ``taskloom``."""
+
+from taskloom.cli import main
+
+if __name__ == "__main__":
+    main()
