@@ -7,6 +7,8 @@ then on everything is integers. Only what the wanted keys need is in it.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from taskloom.errors import CycleError, InvalidGraphError, MissingKeyError
@@ -17,10 +19,12 @@ from taskloom.graph.convention import (
     NODE,
     REF,
     TUPLE,
+    Graph,
     Key,
     as_mapping,
     kind_of,
     new_kinds,
+    short,
 )
 from taskloom.graph.order import find_cycle, order
 
@@ -131,56 +135,57 @@ def compile_graph(graph: Any, keys: Any) -> Plan:
     """
     dsk = as_mapping(graph)
     plan = Plan()
-    ids: dict[Key, int] = {}
-    names = plan.keys
-    plan.shape = _number_outputs(dsk, keys, ids, names)
-    outputs = plan.outputs = list(range(len(names)))
-
+    numbers = _Numbers(dsk, plan)
+    plan.shape = _number_outputs(keys, numbers)
     tasks, specs, deps = plan.tasks, plan.specs, plan.deps
-    add_task, add_spec, add_deps = tasks.append, specs.append, deps.append
-    known = ids.get
-    add_name = names.append
-    kinds = new_kinds()
-    kind_at = kinds.get
-    edges = 0
+    outputs = plan.outputs = list(range(len(tasks)))
+    kinds, ids = numbers.kinds, numbers.ids
+    kind_at, known, find = kinds.get, ids.get, dsk.get
+    add_name, add_task, add_spec, add_deps = plan.keys.append, tasks.append, specs.append, deps.append
+    linked = False
 
-    # The list of names is the queue too: it grows while it is walked, so ids are handed out breadth-first.
-    for name in names:
-        task = dsk[name]
-        add_task(task)
+    # The list of tasks is the queue too: it grows while it is walked, so ids are handed out breadth-first.
+    for task in tasks:
         cls = type(task)
         if cls is tuple and task and callable(task[0]):
-            refs: list[int] = []
-            nested = False
-            for arg in task[1:] if len(task) != 2 else (task[1],):
-                kind = kind_at(type(arg))
-                if kind is None:
-                    kind = kind_of(arg, kinds)
-                if kind == ATOM:
-                    continue
-                if kind > TUPLE or (kind == TUPLE and arg and callable(arg[0])):
-                    nested = True
-                    break
+            args = task[1:]
+            types = numbers.types
+            # a list as the last argument is so common that it is not worth an exception
+            if type(task[-1]) is not list and (types is None or types.issuperset(map(type, args))):
+                refs: list[int] = []
                 try:
-                    i = known(arg)
-                    if i is None:
-                        if arg not in dsk:
+                    for arg in args:
+                        i = known(arg)
+                        if i is None:
+                            cls = type(arg)
+                            kind = kind_at(cls)
+                            if kind is None:
+                                kind = kind_of(arg, kinds)
+                            if kind == ATOM:
+                                continue
+                            if kind > TUPLE or (kind == TUPLE and arg and callable(arg[0])):
+                                break
+                            needed = find(arg, _ABSENT)
+                            if needed is _ABSENT:
+                                continue
+                            if types is None and cls is not str and cls is not tuple:
+                                break
+                            i = ids[arg] = len(tasks)
+                            add_name(arg)
+                            add_task(needed)
+                        refs.append(i)
+                    else:
+                        if not refs:
+                            add_spec(PLAIN)
+                            add_deps(_NO_DEPS)
                             continue
-                        i = ids[arg] = len(names)
-                        add_name(arg)
-                except TypeError:  # a tuple with something unhashable in it: data
-                    continue
-                refs.append(i)
-            if not nested:
-                if not refs:
-                    add_spec(PLAIN)
-                    add_deps(_NO_DEPS)
-                    continue
-                if len(refs) == len(task) - 1:
-                    add_spec(REFS)
-                    add_deps(tuple(refs))
-                    edges += len(refs)
-                    continue
+                        if len(refs) == len(args):
+                            add_spec(REFS)
+                            add_deps(tuple(refs))
+                            linked = True
+                            continue
+                except Exception:  # what cannot be looked up is data: see below
+                    pass
         elif cls is not list and cls is not tuple:
             kind = kind_at(cls)
             if kind is None:
@@ -189,20 +194,23 @@ def compile_graph(graph: Any, keys: Any) -> Plan:
                 add_spec(VALUE)
                 add_deps(_NO_DEPS)
                 continue
-        program = _program(task, name, dsk, ids, names, kinds)
+        program = _program(task, plan.keys[len(specs)], numbers)
         found = _refs_of(program)
-        if not found and len(program) == 1 and program[0][0] == PUSH:
-            tasks[-1] = program[0][1]
+        if found:
+            linked = True
+            add_spec(REFS if _is_call_of_keys(program) else program)
+        elif len(program) == 1 and program[0][0] == PUSH:
+            tasks[len(specs)] = program[0][1]
             add_spec(VALUE)
         else:
             add_spec(program)
         add_deps(found)
-        edges += len(found)
 
-    n = len(names)
+    n = len(tasks)
+    names = plan.keys
     uses = plan.uses = [0] * n
     dependents = plan.dependents = [None] * n
-    if edges:
+    if linked:
         _link(deps, uses, dependents)
         plan.order = order(deps, dependents, outputs)
         if len(plan.order) != n:
@@ -215,97 +223,143 @@ def compile_graph(graph: Any, keys: Any) -> Plan:
 
 
 def _link(deps: list[tuple[int, ...]], uses: list[int], dependents: list[int | list[int] | None]) -> None:
+    after: list[Any] = dependents  # Any: a type checker does not narrow by `type(x) is int`, which is the fast test
     for i, needed in enumerate(deps):
         for d in needed:
-            uses[d] += 1
-            old = dependents[d]
+            old = after[d]
             if old is None:
-                dependents[d] = i
+                after[d] = i
             elif type(old) is int:
-                dependents[d] = [old, i]
+                after[d] = [old, i]
             else:
-                old.append(i)  # type: ignore[union-attr]
+                old.append(i)
+    uses[:] = [0 if to is None else len(to) if type(to) is list else 1 for to in after]
 
 
-def _number_outputs(dsk: Any, keys: Any, ids: dict[Key, int], names: list[Key]) -> Any:
-    """Give the wanted keys the first ids; their shape, with ids instead of keys."""
+class _Numbers:
+    """The ids that keys have got so far.
 
-    def number(key: Any) -> int:
-        try:
-            i = ids.get(key)
-            if i is not None:
-                return i
-            known = key in dsk
-        except TypeError as error:
-            raise InvalidGraphError(
-                f"a key is hashable, such as 'x' or ('x', 0); {key!r} of type {type(key).__name__} is not"
-            ) from error
-        if not known:
-            raise _missing(key, dsk)
-        i = ids[key] = len(names)
-        names.append(key)
+    Attributes:
+        graph: the graph that is compiled.
+        ids: key -> id.
+        names, tasks: id -> key, and what the graph has for it.
+        kinds: type -> kind, see :mod:`taskloom.graph.convention`.
+        types: None while all keys with ids are strings and tuples that look like no task: then looking up an argument
+            in ``ids`` finds nothing but keys, whatever it is. Otherwise the types of which that can be said
+            (``True`` would find the key 1, a task ``(f, 1)`` the key ``(f, 1)``).
+    """
+
+    __slots__ = ("graph", "ids", "kinds", "names", "tasks", "types")
+
+    def __init__(self, graph: Graph, plan: Plan) -> None:
+        self.graph = graph
+        self.ids: dict[Key, int] = {}
+        self.names = plan.keys
+        self.tasks = plan.tasks
+        self.kinds = new_kinds()
+        self.types: frozenset[type] | None = None
+
+    def add(self, key: Any) -> int | None:
+        """The id of a key of the graph, the next one if it has none; None for what is no key.
+
+        Raises:
+            Exception: looking it up does, mostly a TypeError, because it cannot be hashed.
+        """
+        i = self.ids.get(key)
+        if i is None:
+            task = self.graph.get(key, _ABSENT)
+            if task is _ABSENT:
+                return None
+            cls = type(key)
+            if cls is tuple:
+                if key and callable(key[0]):
+                    self.types = _TYPES - {tuple}
+            elif cls is not str and self.types is None:
+                self.types = _TYPES
+            i = self.ids[key] = len(self.tasks)
+            self.names.append(key)
+            self.tasks.append(task)
         return i
 
-    if type(keys) is not list:
-        return number(keys)
+
+_ABSENT: Any = object()
+_TYPES = frozenset({str, bytes, int, float, tuple})
+
+
+def _number_outputs(keys: Any, numbers: _Numbers) -> Any:
+    """Give the wanted keys the first ids; their shape, with ids instead of keys."""
+    add = numbers.add
     top: list[Any] = []
-    stack: list[tuple[Any, list[Any]]] = [(iter(keys), top)]
-    while stack:
-        items, shape = stack[-1]
-        for item in items:
-            if type(item) is list:
-                inner: list[Any] = []
-                shape.append(inner)
-                stack.append((iter(item), inner))
-                break
-            shape.append(number(item))
-        else:
-            stack.pop()
-    return top
+    stack: list[tuple[Any, list[Any]]] = [(iter((keys,)), top)]
+    key = keys
+    try:
+        while stack:
+            items, shape = stack[-1]
+            for key in items:
+                if type(key) is list:
+                    inner: list[Any] = []
+                    shape.append(inner)
+                    stack.append((iter(key), inner))
+                    break
+                i = add(key)
+                if i is None:
+                    raise _missing(key, numbers.graph)
+                shape.append(i)
+            else:
+                stack.pop()
+    except MissingKeyError:
+        raise
+    except Exception as error:
+        raise InvalidGraphError(_not_hashable(key, error)) from error
+    return top[0]
+
+
+def _not_hashable(key: Any, error: Exception) -> str:
+    message = f"a key is hashable, such as 'x' or ('x', 0); {short(key)} of type {type(key).__name__} is not: {error}"
+    if isinstance(key, Iterable) and not isinstance(key, tuple):
+        message += ". To ask for several keys, give a list of them"
+    return message
 
 
 def _missing(key: Any, dsk: Any, needed_by: Any = None) -> MissingKeyError:
-    message = f"the graph has no key {key!r} (it has {len(dsk)} keys)"
+    count = f"{len(dsk)} key{'' if len(dsk) == 1 else 's'}"
+    message = f"the graph has no key {short(key)} (it has {count})"
     if needed_by is not None:
-        message = f"the task {needed_by!r} needs the key {key!r}, which the graph does not have ({len(dsk)} keys)"
-    names = {str(k): k for k in _first(dsk, 2000)}
-    close = difflib.get_close_matches(str(key), names, n=3)
+        message = f"the task {short(needed_by)} needs the key {short(key)}, which the graph does not have ({count})"
+    elif isinstance(key, (tuple, frozenset)) and key and all(_is_key(item, dsk) for item in key):
+        return MissingKeyError(f"{message}; to ask for several keys, give a list of them: {short(list(key))}")
+    names = {short(k, 200): k for k in islice(dsk, 2000)}
+    close = difflib.get_close_matches(short(key, 200), names, n=3)
     if close:
-        message += "; close to it: " + ", ".join(repr(names[name]) for name in close)
+        message += "; close to it: " + ", ".join(close)
     return MissingKeyError(message)
 
 
 def _is_key(value: Any, dsk: Any) -> bool:
     try:
         return value in dsk
-    except TypeError:  # a __hash__ that raises, as a DataFrame's does
+    except Exception:  # a __hash__ that raises, as a DataFrame's does, or an __eq__
         return False
 
 
-def _first(dsk: Any, count: int) -> list[Any]:
-    return [key for key, _ in zip(dsk, range(count), strict=False)]
+def _is_call_of_keys(program: tuple[tuple[int, Any], ...]) -> bool:
+    return program[-1][0] == CALL and all(step == LOAD for step, _ in program[:-1])
 
 
-def _program(
-    task: Any, name: Key, dsk: Any, ids: dict[Key, int], names: list[Key], kinds: dict[type, int]
-) -> tuple[tuple[int, Any], ...]:
+def _program(task: Any, name: Key, numbers: _Numbers) -> tuple[tuple[int, Any], ...]:
     """Steps that make the value of a computation with anything nested in it."""
     steps: list[tuple[int, Any]] = []
+    kinds = numbers.kinds
 
-    def refer(key: Any, must: bool) -> int | None:
+    def refer(key: Any) -> int:
+        """For what can be nothing but a key."""
         try:
-            i = ids.get(key)
-            if i is not None:
-                return i
-            known = key in dsk
-        except TypeError:  # not hashable, so data
-            known = False
-        if known:
-            i = ids[key] = len(names)
-            names.append(key)
-        elif must:
-            raise _missing(key, dsk, name)
-        return i if known else None
+            i = numbers.add(key)
+        except Exception as error:
+            raise InvalidGraphError(_not_hashable(key, error)) from error
+        if i is None:
+            raise _missing(key, numbers.graph, name)
+        return i
 
     # A frame: items still to walk, then the step that joins them.
     stack: list[tuple[Any, tuple[int, Any] | None]] = [(iter((task,)), None)]
@@ -324,18 +378,21 @@ def _program(
             if kind == ATOM:
                 steps.append((PUSH, item))
             elif kind == REF:
-                steps.append((LOAD, refer(item.key, True)))
+                steps.append((LOAD, refer(item.key)))
             elif kind == NODE:
                 target = getattr(item, "target", None)
                 if target is not None:
-                    steps.append((LOAD, refer(target, True)))
+                    steps.append((LOAD, refer(target)))
                 elif hasattr(item, "value") and not item.dependencies:
                     steps.append((PUSH, item.value))
                 else:
                     needed = tuple(item.dependencies)
-                    steps.append((RUN, (item, needed, tuple([refer(key, True) for key in needed]))))
+                    steps.append((RUN, (item, needed, tuple([refer(key) for key in needed]))))
             else:
-                i = refer(item, False)
+                try:
+                    i = numbers.add(item)
+                except Exception:  # it cannot be looked up, so it is data
+                    i = None
                 steps.append((PUSH, item) if i is None else (LOAD, i))
         else:
             stack.pop()

@@ -35,6 +35,7 @@ __all__ = [
     "is_task",
     "kind_of",
     "new_kinds",
+    "short",
 ]
 
 Key: TypeAlias = Hashable
@@ -120,7 +121,7 @@ def as_mapping(graph: Any) -> Graph:
     if not isinstance(graph, Mapping):
         raise InvalidGraphError(
             "a graph is a mapping such as {'x': 1, 'y': (func, 'x')}, or a collection with __dask_graph__(); "
-            f"this is {type(graph).__name__}: {_short(graph)}"
+            f"this is {type(graph).__name__}: {short(graph)}"
         )
     # dask's HighLevelGraph and friends look a key up through their layers each time: one pass makes a plain dict
     return graph if isinstance(graph, dict) else dict(graph)
@@ -142,6 +143,10 @@ def flatten_keys(keys: Any) -> Iterable[Key]:
             stack.pop()
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def short(value: object, most: int = 80) -> str:
+    """The repr of a value for a message, cut where it is long; never an error."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= most else text[: most - 3] + "..."
