@@ -13,25 +13,34 @@ __all__ = ["command"]
     type=click.Choice(["small", "medium", "large"]),
     default="medium",
     show_default=True,
-    help="How much to compute: about 3 seconds, 20 seconds, or a few minutes on two CPUs.",
+    help="How much to compute: on two CPUs about 3 seconds, 15 seconds, 2 minutes.",
 )
 @click.option(
-    "--workers", type=click.IntRange(min=1), metavar="N", help="Tasks at a time.  [default: as many as there are CPUs]"
+    "--workers",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="How many tasks run at a time. By default as many as there are CPUs.",
 )
 @click.option(
     "--keep",
-    type=click.Path(file_okay=False, dir_okay=True, writable=True),
+    type=click.Path(file_okay=False, writable=True),
     metavar="DIR",
     help="Write the log files to this folder and leave them there.",
 )
 @click.pass_context
 def command(ctx: click.Context, size: str, workers: int | None, keep: str | None) -> None:
-    """See taskloom work: a real computation on all schedulers of this machine.
+    """See taskloom work: a real computation on every scheduler of this machine.
 
-    Analyses log files that it makes up, and multiplies two matrices; each in a plain loop, in one thread, on threads
-    and on processes. All results are compared. Needs no network, and leaves nothing behind.
+    Analyses log files that it makes up, and multiplies two matrices: each in a plain loop, in this thread, on threads
+    and on processes, with the times side by side. Every result is checked. Needs no network, leaves nothing behind.
     """
     from taskloom.demo.show import demo
 
-    if not demo(size, workers, keep):
+    try:
+        right = demo(size, workers, keep)
+    except OSError as error:
+        if error.filename is None:  # a pipe whose reader has left, and the like
+            raise
+        raise click.ClickException(f"the log files cannot be written: {error.filename}: {error.strerror}") from None
+    if not right:
         ctx.exit(1)

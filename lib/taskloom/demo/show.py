@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import signal
 import sys
 import tempfile
+import textwrap
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import taskloom
 from taskloom.diagnostics import Callback, ProgressBar, RunInfo, track
+from taskloom.system import cpu_count
 
 __all__ = ["SIZES", "demo"]
 
@@ -27,21 +32,33 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "small": Size(files=4, lines=3_000, blocks=3, block=64),
-    "medium": Size(files=16, lines=25_000, blocks=6, block=512),
+    "small": Size(files=4, lines=5_000, blocks=4, block=192),
+    "medium": Size(files=16, lines=20_000, blocks=6, block=512),
     "large": Size(files=64, lines=50_000, blocks=8, block=1024),
 }
 
 WAYS = {
-    "plain loop": "no scheduler: a Python loop, to compare with",
-    "sync": "taskloom.get_sync: task after task in this thread; for debugging",
-    "threads": "taskloom.threaded.get: threads of this process; for NumPy and waiting",
-    "processes": "taskloom.multiprocessing.get: other processes; for pure Python",
+    "plain loop": "an ordinary Python loop, to compare with",
+    "sync": "taskloom.get_sync: task by task in this thread, for debugging",
+    "threads": "taskloom.threaded.get: threads of this process, for NumPy and for waiting",
+    "processes": "taskloom.multiprocessing.get: other processes, for pure Python",
 }
+
+# What is shown of the programs; the tests look that it is what they say.
+LOG_LINES = """\
+lines = taskloom.bag.read_text([str(path) for path in files])
+records = lines.map(parse).filter(is_record)
+records.pluck("status").frequencies()
+records.filter(is_ok).pluck("path").frequencies().topk(5, key=by_count)
+"""
+MATRIX_LINES = """\
+graph["product", i, j, k] = (multiply, ("a", i, k), ("b", k, j))
+graph["c", i, j] = (add_up, [("product", i, j, k) for k in range(count)])
+"""
 
 
 class Row(NamedTuple):
-    """What is in the table of one computation. ``seconds`` is by way, ``right`` whether all results agreed."""
+    """One computation in the table. ``seconds`` is by way, ``right`` whether all results agreed."""
 
     name: str
     seconds: dict[str, float]
@@ -71,88 +88,100 @@ def demo(size: str = "medium", workers: int | None = None, keep: str | os.PathLi
 
     Raises:
         OSError: the files could not be written.
+        FileExistsError: the folder has other files of these names.
     """
     begin = time.perf_counter()
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    say(
-        "taskloom runs graphs of tasks: functions that need each other's results. This demo does two\n"
-        f"computations in four ways, with {workers} tasks at a time where there is more than one:\n"
+        workers = cpu_count()
+    show = _Show()
+    show.say(f"taskloom {taskloom.__version__}: two computations, each in four ways", style="bold")
+    show.space()
+    show.listing(WAYS)
+    show.space()
+    show.say(
+        f"Threads and processes run up to {workers} tasks at a time."
+        if workers > 1
+        else "Threads and processes run one task at a time: there is one CPU, or --workers 1 was asked for."
     )
-    for way, words in WAYS.items():
-        say(f"  {way:<10}  {words}")
-    with contextlib.ExitStack() as stack:
-        if keep is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="taskloom-demo-")))
-        else:
-            folder = Path(keep)
-            folder.mkdir(parents=True, exist_ok=True)
-        rows = [logs(SIZES[size], workers, folder)]
+    with one_blas_thread():
+        with log_folder(keep) as folder:
+            rows = [logs(show, SIZES[size], workers, folder)]
         if keep is not None:
-            say(f"  The files stay in {folder}.")
-        stack.enter_context(one_blas_thread())
+            show.say(f"The log files stay in {folder}.")
         try:
             import numpy  # noqa: F401
         except ImportError:
-            say("\nA matrix product: left out, because NumPy is not installed (pip install 'taskloom[array]').")
+            show.head("2. A matrix product")
+            show.say("Left out, because NumPy is not installed: pip install 'taskloom[array]'")
         else:
-            rows.append(matrix(SIZES[size], workers))
-    say("")
-    table(rows)
+            rows.append(matrix(show, SIZES[size], workers))
     right = all(row.right for row in rows)
+    show.head("Seconds, and how many times as fast as the plain loop")
+    show.table(rows)
+    show.space()
     if right:
-        say("\nAll results are the same, and right.")
+        show.say("Checked: every scheduler gave the plain loop's result, to the last bit.", style="green")
     else:
-        say("\nWRONG: results differ from what the plain loop found.")
-    explain(rows, workers)
-    say(f"It took {time.perf_counter() - begin:.0f} s. The programs are in {Path(__file__).parent}.")
+        show.say("WRONG: not every result is the plain loop's. Please report this.", style="bold red")
+    for sentence in reasons(rows, workers):
+        show.say(sentence)
+    show.head(f"That took {time.perf_counter() - begin:.0f} s. Where to go on")
+    show.listing(
+        {
+            "these programs": str(Path(__file__).parent / "logs.py") + (" and matrix.py" if len(rows) > 1 else ""),
+            "your functions": "python -c 'import taskloom; help(taskloom.delayed)'",
+            "files, text": "python -c 'import taskloom; help(taskloom.bag)'",
+            "the manual": "README.md and docs/ in taskloom's repository",
+        }
+    )
     return right
 
 
-def logs(size: Size, workers: int, folder: Path) -> Row:
+def logs(show: _Show, size: Size, workers: int, folder: Path) -> Row:
     """The log files: a bag."""
     from taskloom.demo.logs import plain_loop, tidy, with_bag, write_logs
 
-    say(f"\nA log analysis: {size.files} files with {size.files * size.lines:,} requests to a web shop, half of them")
-    say("compressed. Each line is parsed; then counts by status, the most wanted pages, bytes by hour,")
-    say("visitors, the slowest requests. With taskloom.bag, one task and more for each file.")
-    files = write_logs(folder, size.files, size.lines)
-    say(f"  {sum(path.stat().st_size for path in files) / 1e6:.1f} MB of files written.")
+    show.head("1. A log analysis: text, so pure Python")
+    show.say(
+        f"{size.files} log files of a web shop with {size.files * size.lines:,} requests, half of the files compressed. "
+        "What was asked for, how often, when, by how many visitors, and what was slow? With taskloom.bag:"
+    )
+    show.code(LOG_LINES + "...")
+    files = write_logs(track(range(size.files), "writing log files"), folder, size.lines)
     bags = with_bag(files)
 
-    def run(scheduler: str) -> Callable[[], Any]:
-        def compute() -> Any:
-            (values,) = taskloom.compute(bags, scheduler=scheduler, num_workers=workers)
-            return tidy(values)
-
-        return compute
+    def ways(scheduler: str) -> Callable[[], Any]:
+        options: dict[str, Any] = {} if scheduler == "sync" else {"num_workers": workers}
+        return lambda: tidy(taskloom.compute(bags, scheduler=scheduler, **options)[0])
 
     row, result = measure(
+        show,
         "log analysis",
-        lambda: plain_loop(track(files, "log analysis, plain loop")),
-        {
-            "sync": lambda: tidy(taskloom.compute(bags, scheduler="sync")[0]),
-            "threads": run("threads"),
-            "processes": run("processes"),
-        },
+        lambda: plain_loop(track(files, "plain loop")),
+        {way: ways(way) for way in ("sync", "threads", "processes")},
     )
-    counts = ", ".join(f"{status}: {count:,}" for status, count in sorted(result["requests by status"].items()))
+    counts = ", ".join(f"{count:,} x {status}" for status, count in sorted(result["requests by status"].items()))
     page, wanted = result["most wanted pages"][0]
     hour = max(result["bytes by hour"].items(), key=lambda item: item[1])[0]
-    say(f"  Requests by status: {counts}. Most wanted page: {page} ({wanted:,} times).")
-    say(f"  Busiest hour: {hour}:00. Visitors: {result['visitors']}. Slowest: {result['slowest requests'][0]['path']}.")
+    slowest = result["slowest requests"][0]
+    show.say(
+        f"Found: {counts}; most wanted {page} ({wanted:,} times); busiest at {hour}:00; {result['visitors']} visitors; "
+        f"slowest {slowest['path']} ({slowest['seconds']:.2f} s)."
+    )
     return row
 
 
-def matrix(size: Size, workers: int) -> Row:
+def matrix(show: _Show, size: Size, workers: int) -> Row:
     """The matrices: a graph."""
     from taskloom.demo.matrix import is_product, make_blocks, make_graph, plain_loop
 
     side = size.blocks * size.block
-    say(
-        f"\nA matrix product: {side:,} x {side:,} numbers in {size.blocks} x {size.blocks} blocks, with NumPy. The graph is a"
+    show.head("2. A matrix product: numbers, so NumPy")
+    show.say(
+        f"Two matrices of {side:,} x {side:,} in {size.blocks} x {size.blocks} blocks. The graph is a dict; for each block "
+        "of the result:"
     )
-    say("dict of keys and tasks; all blocks multiplied and added up are one task each.")
+    show.code(MATRIX_LINES)
     a = make_blocks(size.blocks, size.block, seed=1)
     b = make_blocks(size.blocks, size.block, seed=2)
     graph, keys = make_graph(a, b, size.blocks)
@@ -162,8 +191,9 @@ def matrix(size: Size, workers: int) -> Row:
         return dict(zip(places, values, strict=True))
 
     row, result = measure(
+        show,
         "matrix product",
-        lambda: plain_loop(a, b, size.blocks),
+        lambda: plain_loop(a, b, track(places, "plain loop"), size.blocks),
         {
             "sync": lambda: blocks(taskloom.get_sync(graph, keys)),
             "threads": lambda: blocks(taskloom.threaded.get(graph, keys, num_workers=workers)),
@@ -172,11 +202,12 @@ def matrix(size: Size, workers: int) -> Row:
         same=same_blocks,
     )
     right = is_product(result, a, b)
-    say("  Compared with A @ B of the whole matrices: " + ("right." if right else "WRONG."))
+    show.say("Compared with NumPy's product of the whole matrices: " + ("the same." if right else "WRONG."))
     return row._replace(right=row.right and right)
 
 
 def measure(
+    show: _Show,
     name: str,
     plain: Callable[[], Any],
     ways: dict[str, Callable[[], Any]],
@@ -189,13 +220,13 @@ def measure(
     right = True
     count = CountTasks()
     for way, compute in ways.items():
-        with ProgressBar(f"{name}, {way}"), count if way == "sync" else contextlib.nullcontext():
+        with ProgressBar(way), count if way == "sync" else contextlib.nullcontext():
             begin = time.perf_counter()
             result = compute()
             seconds[way] = time.perf_counter() - begin
         if not (same(result, expected) if same else result == expected):
             right = False
-            say(f"  WRONG: the result of {way} is another one than the plain loop's.")
+            show.say(f"WRONG: the result of {way} is not the plain loop's.", style="bold red")
         del result
     return Row(name, seconds, count.total, right), expected
 
@@ -205,56 +236,131 @@ def same_blocks(one: Any, other: Any) -> bool:
     return one.keys() == other.keys() and all(bool((one[place] == other[place]).all()) for place in one)
 
 
-def table(rows: list[Row]) -> None:
-    """The times side by side."""
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(title="Seconds, and how many times as fast as the plain loop", title_justify="left")
-    shown.add_column("computation")
-    for way in WAYS:
-        shown.add_column(way, justify="right")
-    shown.add_column("tasks", justify="right")
-    shown.add_column("checked", justify="right")
-    for row in rows:
-        plain = row.seconds["plain loop"]
-        cells = [f"{plain:.2f}"]
-        for way in list(WAYS)[1:]:
-            cells.append(f"{row.seconds[way]:.2f} ({plain / row.seconds[way]:.1f}x)")
-        shown.add_row(row.name, *cells, f"{row.tasks:,}", "yes" if row.right else "NO")
-    Console().print(shown)
-
-
-def explain(rows: list[Row], workers: int) -> None:
-    """Why the times are as they are, in two sentences."""
+def reasons(rows: Sequence[Row], workers: int) -> Iterator[str]:
+    """Why the times are as they are; what is said is what was measured, not what should have been."""
     if workers < 2:
-        say("With one task at a time no scheduler can be faster than a loop.")
+        yield "With one task at a time no scheduler is faster than a loop: what it takes longer is what it costs."
         return
-    say(
-        "The log analysis is pure Python, of which one process runs one piece at a time: threads don't make it\n"
-        "faster, processes do, once there is more to do than it takes to start them. NumPy lets other threads\n"
-        "run while it computes: there, threads are best, as processes must send each other the blocks."
-    )
+    speed = {(row.name, way): row.seconds["plain loop"] / row.seconds[way] for row in rows for way in row.seconds}
+    threads, processes = speed["log analysis", "threads"], speed["log analysis", "processes"]
+    if processes > 1.2 and processes > threads:
+        yield (
+            "The log analysis is pure Python, of which a process runs one piece at a time: threads cannot make it "
+            "faster, processes do."
+        )
+    else:
+        yield (
+            "The log analysis is pure Python, which processes make faster when there is enough to do: here they took "
+            "as long to start and to be asked as they saved, or the CPUs were busy. Try --size large."
+        )
+    if ("matrix product", "threads") not in speed:
+        return
+    threads, processes = speed["matrix product", "threads"], speed["matrix product", "processes"]
+    if threads > 1.2 and threads > processes:
+        yield (
+            "NumPy lets other threads run while it computes: there threads are best, because they share their memory, "
+            "and processes have to send each other the blocks."
+        )
+    elif threads > 1.2:
+        yield "NumPy lets other threads run while it computes: there threads help, and need no copies of the blocks."
+    else:
+        yield "The blocks were too small for threads to help, or the CPUs were busy. Try --size large."
+
+
+@contextlib.contextmanager
+def log_folder(keep: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """A folder that the user named and keeps, or a temporary one, which goes even if Ctrl-C is pressed twice."""
+    if keep is not None:
+        folder = Path(keep)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    folder = Path(tempfile.mkdtemp(prefix="taskloom-demo-"))
+    try:
+        yield folder
+    finally:
+        main = threading.current_thread() is threading.main_thread()
+        old = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+        shutil.rmtree(folder, ignore_errors=True)
+        if main:
+            signal.signal(signal.SIGINT, old)
 
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
     """NumPy's linear algebra on one thread: else the plain loop would use all CPUs already, and tasks would fight."""
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        if "numpy" not in sys.modules:  # it reads these when it is imported
-            for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
-                os.environ.setdefault(name, "1")
+    if "numpy" not in sys.modules:  # it reads these when it is imported
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
+            os.environ[name] = "1"
         yield
         return
     try:
-        import numpy  # noqa: F401  # it limits what is loaded already
+        from threadpoolctl import threadpool_limits
     except ImportError:
-        pass
+        yield
+        return
     with threadpool_limits(1):
         yield
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
+class _Show:
+    """What is printed, in lines that fit the terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(highlight=False, markup=False, emoji=False)
+        self.width = min(self.console.width, 88)
+
+    def say(self, text: str, style: str | None = None) -> None:
+        from rich.text import Text
+
+        for line in textwrap.wrap(text, self.width, break_long_words=False, break_on_hyphens=False):
+            self.line(Text(line, style or ""))
+
+    def space(self) -> None:
+        self.console.print()
+
+    def head(self, text: str) -> None:
+        self.space()
+        self.say(text, style="bold")
+
+    def code(self, lines: str) -> None:
+        """Lines of a program, whole: cut lines can be read, wrapped ones mislead."""
+        self.space()
+        for line in lines.splitlines():
+            self.console.print(
+                "    " + line, style="cyan", no_wrap=True, overflow="crop", crop=self.console.is_terminal
+            )
+        self.space()
+
+    def listing(self, items: dict[str, str]) -> None:
+        """Names and what they mean, which is wrapped beside them."""
+        from rich.text import Text
+
+        wide = max(map(len, items))
+        for name, words in items.items():
+            # a path is never cut in two, so that it can be copied
+            lines = textwrap.wrap(words, max(20, self.width - wide - 4), break_long_words=False, break_on_hyphens=False)
+            for number, line in enumerate(lines):
+                head = "" if number else name
+                self.line(Text.assemble((f"  {head:<{wide}}  ", "cyan"), line))
+
+    def line(self, text: Any) -> None:
+        self.console.print(text, no_wrap=True, overflow="ignore", crop=False)
+
+    def table(self, rows: Sequence[Row]) -> None:
+        """The times side by side: a line a way, so that it fits anywhere; the fastest in bold."""
+        from rich.text import Text
+
+        self.line(Text("  " + " " * 10 + "".join(f"{row.name:>16}        " for row in rows).rstrip(), "bold"))
+        for way in WAYS:
+            line = Text.assemble((f"  {way:<10}", "cyan"))
+            for row in rows:
+                plain, seconds = row.seconds["plain loop"], row.seconds[way]
+                style = "bold green" if seconds == min(row.seconds.values()) else ""
+                line.append(f"{seconds:>16.2f}", style)
+                line.append("        " if way == "plain loop" else f"{plain / seconds:>7.2f}x", style)
+            line.rstrip()
+            self.line(line)
+        self.line(Text(f"  {'tasks':<10}" + "".join(f"{row.tasks:>16,}        " for row in rows).rstrip(), "dim"))

@@ -1,4 +1,4 @@
-"""``python -m taskloom.cli``: the same as ``taskloom``."""
+"""``python -m taskloom``: the same as ``taskloom``."""
 
 from taskloom.cli import main
 
