@@ -12,6 +12,7 @@ from typing import Any
 from taskloom import config
 from taskloom.diagnostics.events import Callback
 from taskloom.graph.compile import compile_graph
+from taskloom.graph.optimize import fuse
 from taskloom.local.child import in_child
 from taskloom.local.frames import note_task, quiet_frames
 from taskloom.local.pool import ProcessPool, shared_pool
@@ -30,7 +31,7 @@ def get(
     num_workers: int | None = None,
     pool: ProcessPool | None = None,
     initializer: Callable[[], Any] | None = None,
-    optimize_graph: bool = True,
+    optimize_graph: bool = False,
     callbacks: Iterable[Callback] | None = None,
 ) -> Any:
     """Compute keys of a graph in other processes.
@@ -47,7 +48,9 @@ def get(
             as this process may use CPUs.
         pool: a :class:`ProcessPool` to run on instead of the shared one.
         initializer: called in each process before its first task.
-        optimize_graph: whether only what the keys need is looked at, and chains of tasks stay in one process.
+        optimize_graph: whether chains of tasks become one task each first (:func:`taskloom.graph.optimize.fuse`).
+            Callbacks and errors then name a chain by its last key. It is seldom worth it: chains stay in one process
+            anyway, in one message, and fusing takes as long as it saves. What the keys do not need is never looked at.
         callbacks: :class:`taskloom.diagnostics.Callback` objects, beside those that are active already.
 
     Returns:
@@ -76,7 +79,7 @@ def get(
     if num_workers is None:
         num_workers = config.get("num_workers", None)
     workers = config.positive_int("num_workers", pool.num_workers if num_workers is None else num_workers)
-    plan = compile_graph(graph, keys)
+    plan = compile_graph(fuse(graph, keys) if optimize_graph else graph, keys)
     run = Run(plan, "processes", workers, callbacks)
     run_on_processes(run, pool)
     if run.error is not None:

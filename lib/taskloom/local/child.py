@@ -34,7 +34,7 @@ from taskloom.local.run import evaluate
 from taskloom.serialize.errors import dump_error
 from taskloom.serialize.objects import Packer, dumps, store
 
-__all__ = ["OUTPUT", "PRIVATE", "WANTED", "in_child", "main"]
+__all__ = ["OUTPUT", "PRIVATE", "WANTED", "ResultError", "in_child", "main"]
 
 # What becomes of a task's value.
 PRIVATE = 0  # only tasks of the same block use it
@@ -77,6 +77,7 @@ class Child:
         self.values: dict[int, Any] = {}
         self.refs: dict[int, int] = {}  # uses of a value that are still to come, here and elsewhere
         self.run = -1
+        self.refusing = False  # a block could not be read; those after it may need what it brought
 
     def send(self, header: Any, buffers: Any = ()) -> None:
         parts = encode(header, buffers)
@@ -127,9 +128,13 @@ class Child:
         elif kind == "reset":
             self.give_back(1 << 60)
             # acknowledged by the main thread, when it has ended what it was at
-            self.blocks.put(("reset", run))
+            self.blocks.put(("reset", (run, header[2])))
+        elif kind == "resume":
+            self.blocks.put(("resume", run))
         elif kind == "call":
             self.blocks.put(("call", (header[1], buffers)))
+        elif kind == "place":
+            self.blocks.put(("place", header[2]))
 
     def begin(self, run: int) -> None:
         self.run = run
@@ -153,6 +158,17 @@ class Child:
                 count += 1
         return count
 
+    @staticmethod
+    def empty(todo: deque[int]) -> int:
+        """Take all that is left of a block; how many there were. The other thread may be giving some back."""
+        count = 0
+        try:
+            while True:
+                todo.popleft()
+                count += 1
+        except IndexError:
+            return count
+
     def hand_out(self, run: int, i: int) -> None:
         try:
             data, buffers = dumps(self.values[i])
@@ -169,9 +185,16 @@ class Child:
             if type(block) is tuple:
                 what, argument = block
                 if what == "reset":
-                    if argument == self.run:
+                    run, failed = argument
+                    if run == self.run:
                         self.begin(-1)
-                    self.send(("reset", argument))
+                    self.refusing = False
+                    if failed:
+                        self.send(("reset", run))
+                elif what == "resume":
+                    self.refusing = False
+                elif what == "place":
+                    _go_to(argument)
                 else:
                     self.call(*argument)
                 continue
@@ -192,9 +215,12 @@ class Child:
             self.send(("called", token, True))
 
     def run_block(self, block: _Block) -> None:
-        if not block.todo:
-            return
         run, todo = block.run, block.todo
+        if not todo:
+            return
+        if self.refusing:
+            self.empty(todo)
+            return
         values, refs = self.values, self.refs
         try:
             buffers = materialize(block.buffers)
@@ -208,11 +234,8 @@ class Child:
         except BaseException as error:
             cut_frames(error)
             # which of them it was only the parent can find out
-            count = 0
-            while todo:
-                todo.popleft()
-                count += 1
-            self.send(("unreadable", run, count), [dump_error(error)])
+            self.refusing = True
+            self.send(("unreadable", run, self.empty(todo)), [dump_error(error)])
             return
         finally:
             block.body = block.buffers = None  # type: ignore[assignment]
@@ -355,11 +378,11 @@ class _Report:
             try:
                 dumps(value)
             except BaseException as error:
-                return i, _ResultError(type(value).__qualname__, f"{type(error).__name__}: {error}")
-        return -1, _ResultError("?", "it pickles only by itself")
+                return i, ResultError(type(value).__qualname__, f"{type(error).__name__}: {error}")
+        return -1, ResultError("?", "it pickles only by itself")
 
 
-class _ResultError(Exception):
+class ResultError(Exception):
     """A result that does not pickle; the parent, which knows the key, makes the error of it that people see."""
 
 
@@ -399,7 +422,7 @@ def main(argv: list[str]) -> None:
         os.set_inheritable(fd, False)
     child = _child = Child(sock, cell)
     hello = _first_message(child)
-    sys.path[:] = hello["path"]
+    _go_to(hello["place"])
     if hello["pythonpath"] is None:
         os.environ.pop("PYTHONPATH", None)
     else:
@@ -411,6 +434,17 @@ def main(argv: list[str]) -> None:
     config.set(scheduler="sync")
     threading.Thread(target=child.read, name="taskloom-reader", daemon=True).start()
     child.work()
+
+
+def _go_to(place: tuple[str, list[str]]) -> None:
+    """Be where the parent is: its working directory, its sys.path."""
+    folder, path = place
+    sys.path[:] = path
+    try:
+        if os.getcwd() != folder:
+            os.chdir(folder)
+    except OSError:  # it is gone, or was; a task that needs it says so
+        pass
 
 
 def _first_message(child: Child) -> dict[str, Any]:

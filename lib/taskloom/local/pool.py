@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
+import select
 import signal
 import socket
 import subprocess
@@ -19,18 +20,22 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from mmap import mmap
+from time import perf_counter
 from typing import Any
 
 import cloudpickle
 
+from taskloom.config import positive_int
 from taskloom.errors import SerializationError, WorkerDiedError
 from taskloom.local.channel import Part, Receiver, encode, send_some
 from taskloom.serialize.errors import load_error
 from taskloom.system import cpu_count, thread_limits
 
-__all__ = ["Process", "ProcessPool", "describe_exit", "shared_pool"]
+__all__ = ["MOST_BLOBS", "Process", "ProcessPool", "describe_exit", "shared_pool"]
 
-_MOST_BLOBS = 512  # functions by value that a process keeps
+MOST_BLOBS = 512  # functions by value that a process keeps
+SETTLE = 0.05  # seconds to wait for a process to end a task of a run that failed: less than starting another one takes
+TIMES = 4  # runs at the same time may have so many times the pool's processes together, before they wait for each other
 
 
 class Process:
@@ -52,6 +57,7 @@ class Process:
         command = [
             sys.executable,
             *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
+            "-P",  # what lies in the working directory must not stand in for a module that the child needs
             "-m",
             "taskloom.local",
             *map(str, fds),
@@ -75,8 +81,15 @@ class Process:
         self.digests: dict[bytes, None] = {}
         self.dirty = 0
         self.dead = False
-        hello = {"path": list(sys.path), "pythonpath": pythonpath, "argv": list(sys.argv)}
-        self.post(hello)
+        self.place = _place()
+        self.post({"place": self.place, "pythonpath": pythonpath, "argv": list(sys.argv)})
+
+    def follow(self) -> None:
+        """Tell it where this program is by now, if it has moved: working directory and sys.path."""
+        place = _place()
+        if place != self.place:
+            self.place = place
+            self.post(("place", 0, place))
 
     def post(self, header: Any, buffers: Any = ()) -> None:
         """Send a message, as much of it as goes now; the rest waits in the outbox."""
@@ -103,22 +116,29 @@ class Process:
         except OSError:
             return None
 
+    def reset(self, run: int, failed: bool) -> None:
+        """Have it forget a run. After one that failed it may still be in a task, and says when it is not any more."""
+        self.dirty += failed
+        self.post(("reset", run, failed))
+
     def is_clean(self) -> bool:
-        """Whether it is there and done with everything that was asked of it."""
+        """Whether it is there and in no task of a run that failed; it has a moment to get there."""
+        deadline = perf_counter() + SETTLE
         while not self.dead:
             messages = self.receive()
             if messages is None:
                 self.dead = True
                 break
-            if not messages:
-                break
             self.dirty -= sum(header[0] == "reset" for header, _ in messages)
-        return not self.dead and not self.dirty and not self.outbox
-
-    def reset(self, run: int) -> None:
-        """Have it forget a run."""
-        self.dirty += 1
-        self.post(("reset", run))
+            self.flush()
+            if not self.dirty and not self.outbox and not messages:
+                return True
+            left = deadline - perf_counter()
+            if left <= 0:
+                break
+            if not messages:
+                select.select([self.sock], [self.sock] if self.outbox else [], [], left)
+        return False
 
     def exit_code(self) -> int | None:
         """Its exit code, once it has died; negative: the signal."""
@@ -143,6 +163,14 @@ class Process:
         if self._life >= 0:
             os.close(self._life)
             self._life = -1
+
+
+def _place() -> tuple[str, list[str]]:
+    try:
+        folder = os.getcwd()
+    except OSError:  # it was removed
+        folder = os.sep
+    return folder, list(sys.path)
 
 
 def _shared_cell() -> int:
@@ -193,7 +221,7 @@ class ProcessPool:
         initializer: Callable[..., Any] | None = None,
         initargs: tuple[Any, ...] = (),
     ) -> None:
-        self.num_workers = num_workers or cpu_count()
+        self.num_workers = cpu_count() if num_workers is None else positive_int("num_workers", num_workers)
         self.initializer = initializer
         self._start_call = None
         if initializer is not None:
@@ -202,49 +230,66 @@ class ProcessPool:
             except Exception as error:
                 raise SerializationError(f"the initializer {initializer!r} does not pickle: {error}") from error
         self._idle: list[Process] = []
+        self._keep = self.num_workers  # so many stay when they are idle: as many as a run has asked for
+        self._lent = 0
         self._lock = threading.Lock()
+        self._free = threading.Condition(self._lock)
         self._closed = False
         _pools.add(self)
 
     def lend(self, count: int) -> list[Process]:
-        """So many processes, for the caller alone until :meth:`take_back`."""
-        if self._closed:
-            raise RuntimeError("this pool is closed")
-        with self._lock:
-            taken, self._idle = self._idle, []
+        """Up to so many processes, for the caller alone until :meth:`take_back`.
+
+        Fewer, or after a while, where other runs have many times the pool's size already.
+
+        Raises:
+            RuntimeError: the pool is closed.
+            Exception: whatever the initializer raises.
+        """
+        with self._free:
+            while not self._closed and self._lent >= TIMES * self.num_workers:
+                self._free.wait()
+            if self._closed:
+                raise RuntimeError("this pool is closed")
+            count = max(1, min(count, max(TIMES * self.num_workers, count) - self._lent))
+            self._lent += count
+            self._keep = max(self._keep, count)
+            taken = self._idle[-count:]
+            del self._idle[-count:]
         good: list[Process] = []
-        spare: list[Process] = []
-        for process in taken:
-            if not process.is_clean():
-                process.kill()
-            elif len(good) < count:
-                good.append(process)
-            else:
-                spare.append(process)
-        if spare:
-            with self._lock:
-                self._idle += spare
         try:
+            for process in taken:
+                if process.is_clean():
+                    process.follow()
+                    good.append(process)
+                else:
+                    process.kill()
             limits = thread_limits(max(count, self.num_workers))
             fresh = []
-            for _ in range(count - len(good)):
-                process = Process(limits)
-                good.append(process)
-                fresh.append(process)
+            while len(good) < count:
+                fresh.append(Process(limits))
+                good.append(fresh[-1])
             if self._start_call is not None:
                 for process in fresh:
                     process.post(("call", 0), [self._start_call])
                 for process in fresh:
                     self._await_call(process)
         except BaseException:
-            for process in good:
+            for process in {*taken, *good}:
                 process.kill()
+            self._returned(count)
             raise
         return good
+
+    def _returned(self, count: int) -> None:
+        with self._free:
+            self._lent -= count
+            self._free.notify_all()
 
     def _await_call(self, process: Process) -> None:
         process.sock.setblocking(True)
         try:
+            process.flush()
             found: list[Any] = []
             while not found:
                 messages = process.receive()
@@ -270,18 +315,20 @@ class ProcessPool:
             for process in processes:
                 if process.dead:
                     continue
-                if self._closed or len(self._idle) >= self.num_workers:
+                if self._closed or len(self._idle) >= self._keep:
                     extra.append(process)
                 else:
                     self._idle.append(process)
         for process in extra:
             process.kill()
+        self._returned(len(processes))
 
     def close(self) -> None:
         """End the processes that are not lent now; those that are end when they come back."""
-        with self._lock:
+        with self._free:
             self._closed = True
             taken, self._idle = self._idle, []
+            self._free.notify_all()
         for process in taken:
             process.kill()
 
@@ -294,6 +341,8 @@ class ProcessPool:
     def _forget(self) -> None:
         # in a forked child: these are the parent's
         self._lock = threading.Lock()
+        self._free = threading.Condition(self._lock)
+        self._lent = 0
         for process in self._idle:
             process.popen.returncode = 0  # not ours to wait for
             process.close()
