@@ -62,6 +62,9 @@ class Collection:
 def is_collection(value: Any) -> bool:
     """Whether a value is a collection, of ours or of dask: something with a graph, to be computed.
 
+    Args:
+        value: anything; a container with collections in it is none itself.
+
     >>> import taskloom
     >>> is_collection(taskloom.delayed(1)), is_collection([1])
     (True, False)

@@ -207,6 +207,8 @@ def persist(
 def optimize(*args: Any, traverse: bool = True) -> tuple[Any, ...]:
     """Optimize collections together: equivalent collections, whose graphs are one graph, culled and optimized.
 
+    Arguments as for :func:`compute`.
+
     >>> import taskloom
     >>> x = taskloom.delayed(abs)(-1)
     >>> (y,) = optimize(x)

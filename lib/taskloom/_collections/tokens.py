@@ -31,6 +31,9 @@ def tokenize(*args: Any, **kwargs: Any) -> str:
     The order of a dict or set does not count, types do: ``1``, ``1.0`` and ``True`` have three names. Names may change with the
     version of Python or taskloom.
 
+    Args:
+        args, kwargs: the values; which stands where counts, and by which name.
+
     >>> tokenize([1, 2, "x"]) == tokenize([1, 2, "x"])
     True
     >>> tokenize({1: 2, 3: 4}) == tokenize({3: 4, 1: 2})
