@@ -52,7 +52,6 @@ REF = 5  # a reference to a key (dask's TaskRef, a future): an object that is no
 _KINDS: dict[type, int] = {
     bool: ATOM,
     type(None): ATOM,
-    complex: ATOM,
     bytearray: ATOM,
     memoryview: ATOM,
     dict: ATOM,
@@ -68,6 +67,7 @@ _KINDS: dict[type, int] = {
     bytes: HASHABLE,
     int: HASHABLE,
     float: HASHABLE,
+    complex: HASHABLE,
     tuple: TUPLE,
     list: LIST,
 }

@@ -333,7 +333,7 @@ def _is(item: Any, key: Key, kind: int) -> bool:
     try:
         # as a dict would look it up
         return item is key or (hash(item) == hash(key) and bool(item == key))
-    except (TypeError, ValueError):
+    except Exception:  # it cannot be compared, so it is data
         return False
 
 
@@ -515,7 +515,7 @@ def _substitute(
             elif kind in (HASHABLE, TUPLE):
                 try:
                     known = item in replaced
-                except TypeError:
+                except Exception:
                     known = False
                 if known:
                     weight += weights[item]
@@ -555,6 +555,6 @@ def _references(task: Any, dsk: Graph, kinds: dict[type, int]) -> list[Key]:
             try:
                 if item in dsk:
                     found.append(item)
-            except TypeError:  # not hashable, so data
+            except Exception:  # it cannot be looked up, so it is data
                 pass
     return found
