@@ -91,7 +91,8 @@ def _flag(name: str, value: Any) -> bool:
 def _scheduler(name: str, value: Any) -> Any:
     if isinstance(value, str) or callable(value):
         return value
-    if not isinstance(value, Mapping) and (callable(getattr(value, "get", None)) or hasattr(value, "submit")):
+    runs = callable(getattr(value, "get", None)) or hasattr(value, "submit") or hasattr(value, "apply_async")
+    if runs and not isinstance(value, Mapping):
         return value
     raise TypeError(
         f"{name} is a name such as 'threads', 'processes' or 'sync', a get function, or an object with .get such as "

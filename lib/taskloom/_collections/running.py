@@ -119,12 +119,16 @@ def _get_of(scheduler: Any) -> Callable[..., Any]:
             hint = f"do you mean {close[0]!r}? There are" if close else "there are"
             raise ValueError(f"there is no scheduler {scheduler!r}; {hint} {', '.join(sorted(_NAMED))}")
         return get
+    if isinstance(scheduler, type):
+        raise TypeError(
+            f"scheduler= takes a client or an executor itself, not the class {scheduler.__name__}: make one"
+        )
     method = getattr(scheduler, "get", None)
-    if callable(method) and not isinstance(scheduler, (Mapping, type)):
+    if callable(method) and not isinstance(scheduler, Mapping):
         return method  # type: ignore[no-any-return]
     if callable(scheduler):
         return scheduler  # type: ignore[no-any-return]
-    if callable(getattr(scheduler, "submit", None)):
+    if callable(getattr(scheduler, "submit", None)) or callable(getattr(scheduler, "apply_async", None)):
         return partial(get_threads, pool=scheduler)
     raise TypeError(
         "scheduler= takes a name such as 'threads', a get function, a client or an executor, not "
@@ -207,7 +211,11 @@ def persist(
 def optimize(*args: Any, traverse: bool = True) -> tuple[Any, ...]:
     """Optimize collections together: equivalent collections, whose graphs are one graph, culled and optimized.
 
-    Arguments as for :func:`compute`.
+    dask's data frames are no graphs yet but expressions; each of them is optimized by itself.
+
+    Args:
+        args: collections, searched for as in :func:`compute`.
+        traverse: whether to search in nested arguments.
 
     >>> import taskloom
     >>> x = taskloom.delayed(abs)(-1)
@@ -216,11 +224,19 @@ def optimize(*args: Any, traverse: bool = True) -> tuple[Any, ...]:
     1
     """
     collections, repack = unpack(args, traverse)
-    if not collections:
-        return repack(())
-    merged = _Merged(collections, True)
-    graph = cull(merged.graph(), merged.keys)
-    return repack([_rebuild(collection, graph) for collection in collections])
+    optimized: list[Any] = list(collections)
+    rest: list[int] = []
+    for number, collection in enumerate(collections):
+        if expression_of(collection) is None:
+            rest.append(number)
+        elif callable(getattr(type(collection), "optimize", None)):
+            optimized[number] = collection.optimize()
+    if rest:
+        merged = _Merged([collections[number] for number in rest], True)
+        graph = cull(merged.graph(), merged.keys)
+        for number in rest:
+            optimized[number] = _rebuild(collections[number], graph)
+    return repack(optimized)
 
 
 def visualize(
@@ -325,7 +341,7 @@ class _Merged:
                 self.expressions[number] = expression
                 self.keys.append(None)
             else:
-                groups.setdefault(type(collection), []).append(number)
+                groups.setdefault(_kind(collection), []).append(number)
                 self.keys.append(collection.__dask_keys__())
         self.groups = list(groups.values())
 
@@ -374,8 +390,15 @@ class _Merged:
         return results
 
 
+def _kind(collection: Any) -> Any:
+    """Collections of the same kind are optimized as one graph: a bag and its count share the steps before both."""
+    cls = type(collection)
+    how = getattr(cls, "__dask_optimize__", None)
+    return cls if how is None else (how, getattr(cls, "__taskloom_merge__", None))
+
+
 def _graph_of(members: list[Any]) -> Any:
-    """One graph of collections of the same type."""
+    """One graph of collections of the same kind."""
     together = getattr(type(members[0]), "__taskloom_merge__", None)
     if together is not None:
         return together(members)

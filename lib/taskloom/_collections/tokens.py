@@ -11,7 +11,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from os import urandom
 from typing import Any
@@ -25,8 +25,8 @@ def tokenize(*args: Any, **kwargs: Any) -> str:
     It knows the builtin types, NumPy's and pandas' data, dataclasses, enums, paths, dates, partials, classes,
     collections, and functions: those that can be imported by their module and name, others (lambdas, those of
     ``__main__``) by their code and what it uses from outside. An object may say itself what counts, by a method
-    ``__dask_tokenize__()``. Any other is told by what pickle would save of it; where there is no way
-    (locks, open files, bare ``object()``), the name is a random one.
+    ``__dask_tokenize__()``, whose errors are raised. Any other is told by what pickle would save of it; where there is
+    no way (locks, open files, bare ``object()``), the name is a random one.
 
     The order of a dict or set does not count, types do: ``1``, ``1.0`` and ``True`` have three names. Names may change with the
     version of Python or taskloom.
@@ -149,7 +149,10 @@ class _Tokens:
             return make(self, value)
         if isinstance(value, type):
             return self.class_parts(value)
-        tell = getattr(cls, "__dask_tokenize__", None)
+        try:
+            tell = getattr(cls, "__dask_tokenize__", None)
+        except Exception:  # a metaclass of its own mind
+            tell = None
         if tell is not None:
             return self.seq("told", (cls.__module__, cls.__qualname__, tell(value)))
         if isinstance(value, Enum):
@@ -166,19 +169,24 @@ class _Tokens:
         cls = type(value)
         if cls is object:  # a mark that equals nothing but itself
             return self.random()
-        try:
-            import copyreg
+        import copyreg
 
-            reduce = copyreg.dispatch_table.get(cls)
+        # not for exceptions: libraries that pickle tracebacks register ways there that tell two equal ones apart
+        reduce = None if isinstance(value, BaseException) else copyreg.dispatch_table.get(cls)
+        try:
             told = reduce(value) if reduce is not None else value.__reduce_ex__(4)
         except RecursionError:
             raise
         except Exception:
             return self.random()
         if isinstance(told, str):
-            return self.seq("global", (cls.__module__, told))
+            # pickle takes it for the name of a global; it has to be one, or else two different things have one name
+            found = getattr(sys.modules.get(getattr(value, "__module__", None) or cls.__module__), told, None)
+            return self.seq("global", (cls.__module__, told)) if found is value else self.random()
+        if not isinstance(told, tuple) or not 2 <= len(told) <= 6:
+            return self.random()
         function, args, state, items, pairs = (*told, None, None, None)[:5]
-        if function is getattr(copyreg, "__newobj__", None) or function is copyreg.__newobj_ex__:  # type: ignore[attr-defined]
+        if function is getattr(copyreg, "__newobj__", None) or function is getattr(copyreg, "__newobj_ex__", None):
             function = "new"
         if state is not None and not isinstance(state, (dict, tuple, list)):
             state = ("state", state)
@@ -294,6 +302,7 @@ _PARTS: dict[type, Callable[[_Tokens, Any], Iterable[bytes]]] = {
     range: _slices,
     memoryview: lambda tokens, value: tokens.seq("view", (value.format, value.shape, value.tobytes())),
     partial: _partials,
+    type(lru_cache(len)): lambda tokens, value: tokens.seq("cached", (value.__wrapped__,)),
     types.FunctionType: _Tokens.function_parts,
     types.CodeType: _Tokens.code_parts,
     types.BuiltinFunctionType: _Tokens.builtin_parts,
