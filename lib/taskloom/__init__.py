@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taskloom import config, diagnostics, errors, graph, multiprocessing, threaded
+    from taskloom import bag, config, diagnostics, errors, graph, multiprocessing, threaded
     from taskloom._collections import (
         annotate,
         compute,
@@ -32,6 +32,7 @@ __version__ = "0.1.0"
 # public name -> the module that defines it; None: it is a module itself
 _WHERE: dict[str, str | None] = {
     "annotate": "_collections",
+    "bag": None,
     "compute": "_collections",
     "config": None,
     "delayed": "_delayed",
@@ -51,6 +52,7 @@ _WHERE: dict[str, str | None] = {
 
 __all__ = [
     "annotate",
+    "bag",
     "compute",
     "config",
     "delayed",
