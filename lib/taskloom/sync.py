@@ -10,7 +10,7 @@ from typing import Any
 
 from taskloom.diagnostics.events import Callback
 from taskloom.graph.compile import compile_graph
-from taskloom.local.frames import note_task, quiet_frames
+from taskloom.local.frames import cut_frames, quiet_frames
 from taskloom.local.run import Run, work
 
 __all__ = ["get_sync"]
@@ -36,17 +36,18 @@ def get_sync(graph: Any, keys: Any, *, callbacks: Iterable[Callback] | None = No
     >>> get_sync({"x": 1, "y": (sum, ["x", 10])}, "y")
     11
     """
-    plan = compile_graph(graph, keys)
-    run = Run(plan, "sync", 1, callbacks)
-    run.active = 1
-    run.start()
+    run = Run(compile_graph(graph, keys), "sync", 1, callbacks)
     try:
-        work(run)
-    except BaseException as error:  # a Ctrl-C between two tasks
-        run.finish(error)
-        raise
-    run.finish(run.error)
-    if run.error is not None:
-        note_task(run.error, run.failed_key)
-        raise run.error
-    return plan.results(run.values)
+        run.start()
+        try:
+            run.tickets = 1
+            work(run)
+        except BaseException as error:  # a Ctrl-C just before the first task or just after the last
+            run.finish(error)
+            raise
+        if run.error is not None:
+            cut_frames(run.error)
+        run.finish(run.error)
+        return run.outcome()
+    finally:
+        run.forget()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+from collections.abc import Iterator
+from time import monotonic
 
 __all__ = ["cpu_count", "thread_limits"]
 
@@ -22,32 +25,103 @@ _THREAD_VARIABLES = (
 
 
 def cpu_count() -> int:
-    """How many CPUs this process may use: the least of the machine's, its affinity mask and its cgroup's quota."""
-    if sys.platform == "linux":
+    """How many CPUs this process may use: the least of the machine's, its affinity mask and its cgroups' quotas.
+
+    What the user has told the interpreter (Python 3.13: ``-X cpu_count=N``, ``PYTHON_CPU_COUNT``) comes before all of
+    that.
+    """
+    told = _told()
+    if told:
+        return told
+    try:
         count = len(os.sched_getaffinity(0))
-        quota = _cgroup_quota()
-        if quota is not None:
-            count = min(count, max(1, round(quota + 0.49)))
-        return max(1, count)
-    return os.cpu_count() or 1
+    except (AttributeError, OSError):  # not Linux
+        count = os.cpu_count() or 1
+    quota = _known_quota()
+    if quota is not None:
+        count = min(count, math.ceil(quota))
+    return max(1, count)
 
 
-def _cgroup_quota() -> float | None:
-    """CPUs that the container's cgroup grants, version 2 then 1; None where there is no limit."""
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            quota, period = file.read().split()[:2]
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as file:
-            used = int(file.read())
-        with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
-            period_us = int(file.read())
-        return used / period_us if used > 0 and period_us > 0 else None
-    except (OSError, ValueError):
+_quota: tuple[float, float | None] = (-math.inf, None)
+
+
+def _known_quota() -> float | None:
+    """The quota as it was a few seconds ago at most: reading it costs as much as a small graph."""
+    global _quota
+    if monotonic() - _quota[0] > 10:
+        _quota = (monotonic(), _cgroup_quota())
+    return _quota[1]
+
+
+def _told() -> int | None:
+    if sys.version_info < (3, 13):
         return None
+    told = sys._xoptions.get("cpu_count")
+    if told is None and not sys.flags.ignore_environment:
+        told = os.environ.get("PYTHON_CPU_COUNT")
+    # the interpreter has refused what is no number; "default" takes the other one back
+    return os.cpu_count() if told and told != "default" else None
+
+
+def _cgroup_quota(root: str = "/") -> float | None:
+    """CPUs that the cgroups of this process grant it, the least of them; None where there is no limit.
+
+    Each group limits what is in it, so all from ours up to the root count. In a container that has a cgroup namespace of
+    its own, its group is the root of what it sees. Without one, the path is that of the host, and of what is mounted
+    only the root is known to be above us. See cgroups(7) and the kernel's admin-guide/cgroup-v2.rst.
+
+    Args:
+        root: the directory that holds ``proc`` and ``sys``.
+    """
+    quotas = list(_quotas(root))
+    return min(quotas) if quotas else None
+
+
+def _quotas(root: str) -> Iterator[float]:
+    mount = os.path.join(root, "sys/fs/cgroup")
+    for controllers, path in _memberships(root):
+        if not controllers:  # version 2; "unified" where version 1 is there too
+            for base in (mount, os.path.join(mount, "unified")):
+                for group in _up(base, path):
+                    quota, period = (_numbers(group, "cpu.max") + [0, 0])[:2]
+                    if quota > 0 and period > 0:
+                        yield quota / period
+        elif "cpu" in controllers.split(","):
+            for base in (os.path.join(mount, "cpu"), os.path.join(mount, controllers)):
+                for group in _up(base, path):
+                    quota = (_numbers(group, "cpu.cfs_quota_us") + [0])[0]
+                    period = (_numbers(group, "cpu.cfs_period_us") + [0])[0]
+                    if quota > 0 and period > 0:
+                        yield quota / period
+
+
+def _memberships(root: str) -> list[tuple[str, str]]:
+    """(controllers, path) of each hierarchy that this process is in."""
+    try:
+        with open(os.path.join(root, "proc/self/cgroup")) as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [(line[1], line[2]) for line in lines if len(line) == 3]
+
+
+def _up(base: str, path: str) -> Iterator[str]:
+    """The directories of a group and of all above it."""
+    names = [name for name in path.split("/") if name]
+    if ".." in names:  # seen from a namespace that we are not in
+        names = []
+    for count in range(len(names), -1, -1):
+        yield os.path.join(base, *names[:count])
+
+
+def _numbers(group: str, name: str) -> list[int]:
+    """What a file of a group says; nothing where there is none or it says "max"."""
+    try:
+        with open(os.path.join(group, name)) as file:
+            return [int(word) for word in file.read().split()]
+    except (OSError, ValueError):
+        return []
 
 
 def thread_limits(processes: int) -> dict[str, str]:

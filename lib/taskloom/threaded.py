@@ -13,7 +13,7 @@ from typing import Any
 from taskloom import config
 from taskloom.diagnostics.events import Callback
 from taskloom.graph.compile import compile_graph
-from taskloom.local.frames import note_task, quiet_frames
+from taskloom.local.frames import quiet_frames
 from taskloom.local.run import Run
 from taskloom.local.threads import run_on_executor, run_on_pool, shared_pool
 from taskloom.system import cpu_count
@@ -59,17 +59,15 @@ def get(
     if pool is None:
         pool = config.get("pool", None)
     workers = _workers(num_workers, pool)
-    plan = compile_graph(graph, keys)
-    run = Run(plan, "threads", workers, callbacks, threading.Lock())
-    if pool is None:
-        run_on_pool(run, shared_pool())
-    else:
-        run_on_executor(run, pool)
-    if run.error is not None:
-        if run.failed_key is not None:
-            note_task(run.error, run.failed_key)
-        raise run.error
-    return plan.results(run.values)
+    run = Run(compile_graph(graph, keys), "threads", workers, callbacks, threading.RLock())
+    try:
+        if pool is None:
+            run_on_pool(run, shared_pool())
+        else:
+            run_on_executor(run, pool)
+        return run.outcome()
+    finally:
+        run.forget()
 
 
 def _workers(num_workers: int | None, pool: Any) -> int:

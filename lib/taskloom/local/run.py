@@ -8,6 +8,16 @@ same run state in blocks (see :mod:`taskloom.local.processes`).
 Taking is cheap because the order is fixed: a cursor walks it, and passes over tasks that still wait; only those that
 become ready behind the cursor go through a heap. So the ready task of the highest priority is always next, and with
 one worker the heap stays empty.
+
+What holds at any time, and what keeps threads from waiting for each other:
+
+- A ticket stands for a thread that was asked to come. It is counted before the thread is asked, and handed in by
+  :func:`work` or, where no thread will come, by who finds that out. Tickets and threads together are never more than
+  the run may have.
+- As long as tasks are ready, a thread is at work or a ticket is out. Whether there is work, and whether a thread goes, is
+  decided under the same hold of the lock.
+- Once ``stopped`` is set, nothing is taken or booked any more.
+- No function of the user's is called under the lock; only what a value does when it is released may run there.
 """
 
 from __future__ import annotations
@@ -21,9 +31,9 @@ from typing import Any
 
 from taskloom.diagnostics.events import Callback, Record, RunInfo, active_callbacks
 from taskloom.graph.compile import CALL, LIST_OF, LOAD, MAKE, PLAIN, PUSH, REFS, VALUE, Plan, Spec
-from taskloom.local.frames import cut_frames
+from taskloom.local.frames import note_callback, note_task
 
-__all__ = ["Run", "evaluate", "function_name", "make", "name_of", "work"]
+__all__ = ["ABANDONED", "DONE", "WANTED_ELSEWHERE", "Run", "evaluate", "function_name", "make", "name_of", "work"]
 
 
 class _NoLock:
@@ -50,10 +60,10 @@ class Run:
     """
 
     __slots__ = (
+        "abandoned",
         "active",
         "callbacks",
         "context",
-        "crowded",
         "cursor",
         "error",
         "failed_key",
@@ -62,12 +72,12 @@ class Run:
         "late",
         "left",
         "lock",
-        "on_over",
         "plan",
         "positions",
         "posttask",
         "pretask",
         "ready",
+        "shared",
         "stopped",
         "tickets",
         "uses",
@@ -85,17 +95,18 @@ class Run:
         self.late: list[int] = []
         self.ready = self.waiting.count(0)
         self.left = len(plan)
+        # Where threads share the run: an RLock, since a thread that was interrupted has to know whether it holds it.
         self.lock: Any = _NoLock() if lock is None else lock
         self.positions: list[int] = plan.positions()
         self.error: BaseException | None = None
         self.failed_key: Any = None
         self.stopped = False  # no further task is taken
+        self.abandoned = False  # nobody waits for the threads in work() any more
         self.workers = workers
         self.active = 0  # threads in work()
         self.tickets = 0  # threads that were asked to come and have not come yet
         self.help: Callable[[], None] | None = None  # gets one more thread; called without the lock, counted in tickets
-        self.crowded: Callable[[], bool] | None = None  # whether other runs want this run's threads
-        self.on_over: Callable[[], None] | None = None  # called when nothing is left to take, maybe more than once
+        self.shared = False  # whether the threads are those of other runs too
         self.context: Context | None = None
         self.info = RunInfo(backend, len(plan), workers)
         self.callbacks = active_callbacks(callbacks)
@@ -103,12 +114,13 @@ class Run:
         self.posttask = _overridden(self.callbacks, "posttask")
 
     def start(self) -> None:
-        """Tell the callbacks."""
+        """Tell the callbacks. If one fails, those that have been told hear that the run is over."""
         for n, callback in enumerate(self.callbacks):
             try:
                 callback.start(self.info)
-            except BaseException:
+            except BaseException as error:
                 self.callbacks = self.callbacks[:n]
+                self.finish(error)
                 raise
 
     def fail(self, key: Any, error: BaseException) -> None:
@@ -125,9 +137,35 @@ class Run:
             try:
                 callback.finish(self.info, error)
             except BaseException as exc:
-                raised = raised or exc
+                raised = exc if raised is None else raised
         if raised is not None and error is None:
             raise raised
+
+    def outcome(self) -> Any:
+        """What the caller gets when the run is over: its results; or what a task raised is raised, with a note."""
+        if self.error is not None:
+            if self.failed_key is not None:
+                note_task(self.error, self.failed_key)
+            raise self.error
+        return self.plan.results(self.values)
+
+    def forget(self) -> None:
+        """Let go of everything, since threads, tickets and tracebacks may know the run for a long time yet.
+
+        A thread that comes late finds a run that is stopped; one whose task goes on finds that nobody wants its value.
+        """
+        self.lock.acquire()
+        self.stopped = True
+        values = self.values.copy()
+        self.values.clear()  # in place: threads in work() have the same list
+        self.lock.release()
+        values.clear()  # without the lock: this may run the users' code
+        self.plan = _NOTHING
+        self.error = self.help = self.context = None
+        self.callbacks = []
+
+
+_NOTHING = Plan()
 
 
 def _overridden(callbacks: list[Callback], name: str) -> list[Callable[..., None]]:
@@ -135,125 +173,175 @@ def _overridden(callbacks: list[Callback], name: str) -> list[Callable[..., None
     return [getattr(callback, name) for callback in callbacks if getattr(type(callback), name, None) is not default]
 
 
-def work(run: Run) -> None:
-    """Run tasks of a run until none can be taken; the calling thread has been counted in ``run.active``.
+# How a thread leaves work().
+DONE = 0  # nothing could be taken
+WANTED_ELSEWHERE = 1  # and a ticket is counted for the thread that is to come in its place
+ABANDONED = 2  # its task had been given up, and the thread with it
+
+
+def work(run: Run, elsewhere: Callable[[Run, float], bool] | None = None) -> int:
+    """Hand in a ticket, and run tasks of a run until none can be taken.
 
     Errors do not leave it: they are in ``run.error``.
+
+    Args:
+        elsewhere: whether this thread is needed more by another run, given the time at which it came here; asked only
+            while the run is ``shared``.
+
+    Returns:
+        ``DONE``, ``WANTED_ELSEWHERE`` or ``ABANDONED``.
     """
-    plan = run.plan
+    plan: Any = run.plan
     tasks, specs, deps, dependents, order = plan.tasks, plan.specs, plan.deps, plan.dependents, plan.order
-    values, waiting, uses, late = run.values, run.waiting, run.uses, run.late
-    positions = run.positions
+    values: Any = run.values
+    waiting, uses, late, positions = run.waiting, run.uses, run.late, run.positions
     acquire, release = run.lock.acquire, run.lock.release
     watched = bool(run.pretask or run.posttask)
-    help_wanted, crowded = run.help, run.crowded
+    help_wanted = run.help
     value: Any = None
-    gone = False
+    since = 0.0 if elsewhere is None else perf_counter()
+    joined = gone = False
+    left = DONE
     i = -1
 
-    acquire()
-    while True:
-        # Book the task that has just run (the lock is held).
-        if i >= 0:
-            values[i] = value
-            value = None
-            ready = run.ready
-            followers = dependents[i]
-            if followers is not None:
-                if type(followers) is int:
-                    count = waiting[followers] = waiting[followers] - 1
-                    if not count:
-                        ready += 1
-                        if positions[followers] < run.cursor:
-                            heappush(late, positions[followers])
-                else:
-                    for f in followers:  # type: ignore[union-attr]
-                        count = waiting[f] = waiting[f] - 1
+    try:
+        acquire()
+        run.tickets -= 1
+        if run.stopped or not run.ready or run.active >= run.workers:
+            release()
+            return DONE
+        run.active += 1
+        joined = True
+        while not run.stopped:
+            # Book the task that has just run (the lock is held).
+            if i >= 0:
+                values[i] = value
+                value = None
+                ready = run.ready
+                followers = dependents[i]
+                if followers is not None:
+                    if type(followers) is int:
+                        count = waiting[followers] = waiting[followers] - 1
                         if not count:
                             ready += 1
-                            if positions[f] < run.cursor:
-                                heappush(late, positions[f])
-            for d in deps[i]:
-                count = uses[d] = uses[d] - 1
-                if not count:
-                    values[d] = None
-            run.left -= 1
-        else:
-            ready = run.ready
-
-        # Take the next.
-        if not ready or run.stopped:
-            run.ready = ready
-            break
-        if crowded is not None and run.active > 1 and crowded():
-            # Other runs want threads and this one has several: go there, and come back when it is this run's turn.
-            run.ready = ready
-            run.tickets += 1
-            gone = True
-            break
-        if late:
-            i = order[heappop(late)]
-        else:
-            cursor = run.cursor
-            i = order[cursor]
-            while waiting[i]:
-                cursor += 1
-                i = order[cursor]
-            run.cursor = cursor + 1
-        ready -= 1
-        run.ready = ready
-        if ready and help_wanted is not None and run.active + run.tickets < run.workers:
-            run.tickets += 1
-            release()
-            help_wanted()
-        else:
-            release()
-
-        # Run it.
-        try:
-            if watched:
-                value = _watched(run, i)
+                            if positions[followers] < run.cursor:
+                                heappush(late, positions[followers])
+                    else:
+                        for f in followers:
+                            count = waiting[f] = waiting[f] - 1
+                            if not count:
+                                ready += 1
+                                if positions[f] < run.cursor:
+                                    heappush(late, positions[f])
+                for d in deps[i]:
+                    count = uses[d] = uses[d] - 1
+                    if not count:
+                        values[d] = None
+                run.left -= 1
             else:
-                spec = specs[i]
-                if spec == 0:  # PLAIN
-                    task = tasks[i]
-                    value = task[0](*task[1:])
-                elif spec == 1:  # REFS
-                    value = tasks[i][0](*[values[d] for d in deps[i]])
-                elif spec == 2:  # VALUE
-                    value = tasks[i]
-                else:
-                    value = evaluate(spec, values)  # type: ignore[arg-type]
-        except BaseException as error:
-            cut_frames(error)
-            acquire()
-            run.fail(plan.keys[i], error)
-            break
-        acquire()
+                ready = run.ready
 
-    # Leave (the lock is held).
-    run.active -= 1
-    over = run.stopped or not run.left
-    release()
-    if gone:
-        help_wanted()  # type: ignore[misc]  # a run that can be crowded can ask for help
-    elif over and run.on_over is not None:
-        run.on_over()
+            # Take the next.
+            if not ready:
+                run.ready = 0
+                break
+            if run.shared and elsewhere is not None and elsewhere(run, since):
+                run.ready = ready
+                gone = True
+                break
+            if late:
+                i = order[heappop(late)]
+            else:
+                cursor = run.cursor
+                i = order[cursor]
+                while waiting[i]:
+                    cursor += 1
+                    i = order[cursor]
+                run.cursor = cursor + 1
+            ready -= 1
+            run.ready = ready
+            if ready and help_wanted is not None and run.active + run.tickets < run.workers:
+                run.tickets += 1
+                release()
+                help_wanted()
+            else:
+                release()
+
+            # Run it.
+            try:
+                if watched:
+                    value = _watched(run, i)
+                else:
+                    spec = specs[i]
+                    if spec == 0:  # PLAIN
+                        task = tasks[i]
+                        value = task[0](*task[1:])
+                    elif spec == 1:  # REFS
+                        value = tasks[i][0](*[values[d] for d in deps[i]])
+                    elif spec == 2:  # VALUE
+                        value = tasks[i]
+                    else:
+                        value = evaluate(spec, values)
+            except BaseException as error:
+                acquire()
+                if not run.stopped:
+                    run.error = error
+                    run.failed_key = plan.keys[i]
+                    run.stopped = True
+                break
+            acquire()
+
+        # Leave (the lock is held).
+        run.active -= 1
+        joined = False
+        if run.abandoned:
+            left = ABANDONED
+        elif gone and run.active + run.tickets < run.workers:
+            run.tickets += 1
+            left = WANTED_ELSEWHERE
+        release()
+    except BaseException as error:
+        # Not a task's: a Ctrl-C between two of them, no memory or stack for our own calls.
+        try:
+            release()
+        except RuntimeError:  # it was not held
+            pass
+        acquire()
+        left = DONE
+        if joined:
+            run.active -= 1
+            left = ABANDONED if run.abandoned else DONE
+        if not run.stopped:
+            run.error = error
+            run.stopped = True
+        release()
+    # A traceback that somebody keeps has this frame in it, under the task's (`f_back`).
+    plan = tasks = specs = deps = dependents = order = values = value = task = None
+    return left
 
 
 def _watched(run: Run, i: int) -> Any:
     """Run one task and tell the callbacks of it."""
     plan = run.plan
     key = plan.keys[i]
-    for pretask in run.pretask:
-        pretask(key)
+    tell: Any = None
+    try:
+        for tell in run.pretask:
+            tell(key)
+    except BaseException as error:
+        note_callback(error, name_of(tell), key)
+        raise
     start = perf_counter()
     value = make(plan.tasks[i], plan.specs[i], plan.deps[i], run.values)
     stop = perf_counter()
-    if run.posttask:
+    if run.posttask and not run.stopped:
         record = Record(key, function_name(plan, i), start, stop, threading.current_thread().name)
-        for posttask in run.posttask:
-            posttask(key, record)
+        try:
+            for tell in run.posttask:
+                tell(key, record)
+        except BaseException as error:
+            note_callback(error, name_of(tell), key)
+            raise
     return value
 
 
