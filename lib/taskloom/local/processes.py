@@ -76,8 +76,10 @@ class ProcessRun:
             self.tell_of_literals()
         select = self.selector.select
         try:
-            while run.left and not run.stopped:
+            while run.left:
                 idle = self.feed()
+                if run.stopped:  # a task does not pickle: nothing may be under way, so nothing would wake us
+                    return
                 events = select(IDLE_WAIT if idle else None)
                 if not events:
                     self.take_back()
@@ -123,7 +125,7 @@ class ProcessRun:
                 block = placement.choose(share)
                 if block:
                     self.send(share, block)
-                    if self.run.stopped:
+                    if self.run.stopped:  # it does not pickle
                         return False
             pending = share.pending()
             if pending == 0:
