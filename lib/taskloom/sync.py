@@ -17,13 +17,16 @@ __all__ = ["get_sync"]
 
 
 @quiet_frames
-def get_sync(graph: Any, keys: Any, *, callbacks: Iterable[Callback] | None = None) -> Any:
+def get_sync(
+    graph: Any, keys: Any, *, num_workers: int | None = None, callbacks: Iterable[Callback] | None = None
+) -> Any:
     """Compute keys of a graph, one task after the other, in this thread.
 
     Args:
         graph: mapping ``key -> literal | (function, *arguments) | key | list``, or a collection with
             ``__dask_graph__()``; see :mod:`taskloom.graph.convention`.
         keys: a key, or a list of keys and such lists.
+        num_workers: taken so that a call need not change with its scheduler; it is one at a time all the same.
         callbacks: :class:`taskloom.diagnostics.Callback` objects, beside those that are active already.
 
     Returns:
