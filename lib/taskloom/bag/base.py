@@ -105,6 +105,10 @@ def argument(value: Any) -> tuple[Any, tuple[Any, ...]]:
     """
     if isinstance(value, (Item, Delayed)):
         return value.key, (value,)
+    if isinstance(value, BagBase):
+        key = f"list-{tokenize('list', value._name)}"
+        whole = Item._make(key, {key: (Step(concatenated, "list"), value._keys())}, (value,))
+        return key, (whole,)
     if type(value) in ITERATORS:
         value = list(value)
     if is_collection(value) or unpack((value,))[0]:

@@ -147,7 +147,7 @@ def from_delayed(values: Any) -> Bag:
     >>> from taskloom import bag
     >>> read = taskloom.delayed(lambda n: [n, n + 1])
     >>> bag.from_delayed([read(1), read(5)]).sum().compute(scheduler="sync")
-    13
+    14
     """
     if isinstance(values, Collection) or not isinstance(values, Iterable):
         values = [values]
@@ -160,18 +160,18 @@ def from_delayed(values: Any) -> Bag:
     if not parts:
         raise ValueError("from_delayed takes at least one Delayed: a bag has one partition or more")
     name = f"from-delayed-{tokenize([part.key for part in parts])}"
-    step = Step(_partition_of, "from_delayed", streams=1, loose=True)
+    step = Step(_items_of, "from_delayed", streams=1, lazy=True)
     layer = {(name, i): (step, part.key) for i, part in enumerate(parts)}
     return Bag._make(name, len(parts), layer, parts)
 
 
-def _partition_of(value: Any) -> Any:
-    if not isinstance(value, Iterable):
+def _items_of(value: Any) -> Iterator[Any]:
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, bytearray)):
         raise TypeError(
             f"a partition of a bag is an iterable of items; the delayed value given to from_delayed is "
             f"{type(value).__name__}: {value!r:.60}"
         )
-    return value
+    return iter(value)
 
 
 def range(n: int, npartitions: int) -> Bag:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from taskloom._collections.protocol import quote
 from taskloom._collections.tokens import tokenize
 from taskloom.bag.base import NO_DEFAULT, BagBase, argument, check_function, is_lazy
-from taskloom.bag.steps import EMPTY, Step, Text, concatenated, function_label
+from taskloom.bag.steps import EMPTY, Each, Step, Text, concatenated, function_label, guarded
 
 if TYPE_CHECKING:
     from taskloom.bag.core import Bag
@@ -60,7 +60,7 @@ class Elements(BagBase):
         """
         if predicate is not None:
             check_function(predicate, "filter")
-        step = Step(partial(filter, predicate), f"filter({function_label(predicate)})", streams=1, lazy=True)
+        step = Step(Each(filter, predicate), f"filter({function_label(predicate)})", streams=1, lazy=True)
         return self._each(step, "filter", (predicate,))
 
     def remove(self, predicate: Callable[[Any], Any]) -> Bag:
@@ -72,7 +72,7 @@ class Elements(BagBase):
         """
         if predicate is not None:
             check_function(predicate, "remove")
-        step = Step(partial(filterfalse, predicate), f"remove({function_label(predicate)})", streams=1, lazy=True)
+        step = Step(Each(filterfalse, predicate), f"remove({function_label(predicate)})", streams=1, lazy=True)
         return self._each(step, "remove", (predicate,))
 
     def flatten(self) -> Bag:
@@ -116,7 +116,7 @@ class Elements(BagBase):
         check_function(func, "starmap")
         names, constants, extra, parents = _by_name(kwargs)
         function = partial(func, **constants) if constants else func
-        run: Any = Starmapped(function, names) if names else partial(starmap, function)
+        run: Any = Starmapped(function, names) if names else Each(starmap, function)
         step = Step(run, f"starmap({function_label(func)})", streams=1, lazy=True)
         return self._each(step, f"starmap-{function_label(func)}", (func, kwargs), extra, parents)
 
@@ -169,7 +169,7 @@ class Elements(BagBase):
 
         >>> from taskloom import bag
         >>> bag.range(10, npartitions=2).random_sample(0.5, random_state=42).count().compute(scheduler="sync")
-        6
+        3
         """
         if isinstance(prob, bool) or not isinstance(prob, (int, float)) or not 0 <= prob <= 1:
             raise ValueError(f"prob is a number between 0 and 1, not {prob!r}")
@@ -337,7 +337,7 @@ def map_items(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Bag:
     label = function_label(func)
     run: Any
     if pattern == [(_PART, 0)] and all(kind == _CONSTANT for kind, _ in named.values()):
-        run = partial(map, partial(func, **kwargs) if kwargs else func)
+        run = Each(map, partial(func, **kwargs) if kwargs else func)
     else:
         run = Mapped(func, pattern, named, len(parts))
     step = Step(run, f"map({label})", streams=len(parts), lazy=True)
@@ -376,7 +376,7 @@ def map_partitions(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Bag:
     function = partial(func, **constants) if constants else func
     run: Any = Named(function, tuple(names)) if names else function
     label = function_label(func)
-    streams = 1 if len(args) == 1 and not kwargs and func in _SINGLE_PASS else 0
+    streams = 1 if len(args) == 1 and not kwargs and any(func is one for one in _SINGLE_PASS) else 0
     step = Step(run, label, loose=True, streams=streams)
     name = f"{label}-{tokenize('map_partitions', func, args, kwargs)}"
     layer = {
@@ -499,7 +499,8 @@ class Starmapped:
         self.names = names
 
     def __call__(self, part: Iterable[Any], *values: Any) -> Iterator[Any]:
-        return starmap(partial(self.func, **dict(zip(self.names, values, strict=True))), part)
+        function = partial(self.func, **dict(zip(self.names, values, strict=True)))
+        return guarded(partial(starmap, function), part, function)
 
 
 # Where an argument of a mapped function comes from: (one of these, which one of them; the constant itself).
@@ -537,10 +538,16 @@ class Mapped:
         moving = {name: place[1] for name, place in self.named.items() if place[0] == _PART}
         if not moving and [place for place in self.pattern if place[0] == _PART] == self.pattern:
             # the parts alone, in their order
-            return map(func, *parts) if len(parts) == 1 else starmap(func, in_step(parts, "map"))
+            if len(parts) == 1:
+                return guarded(partial(map, func), parts[0], func)
+            return guarded(partial(starmap, func), in_step(parts, "map"), func)
         if not moving and len(parts) == 1:
-            columns = [parts[0] if place[0] == _PART else repeat(self.fixed(place, values)) for place in self.pattern]
-            return map(func, *columns)
+
+            def mapped(items: Iterable[Any]) -> Iterable[Any]:
+                columns = [items if place[0] == _PART else repeat(self.fixed(place, values)) for place in self.pattern]
+                return map(func, *columns)
+
+            return guarded(mapped, parts[0], func)
         return self.rows(func, in_step(parts, "map"), moving, values)
 
     def rows(

@@ -16,12 +16,13 @@ from typing import Any, TypeAlias
 
 __all__ = ["Moments", "count", "join_moments", "mean_of", "moments", "total_and_count", "variance"]
 
-# how many, their mean, the sum of the squares of their distances from it
-Moments: TypeAlias = tuple[int, Any, Any]
+# How many, their mean, what is missing from the mean because it is rounded, the sum of squared distances from it.
+Moments: TypeAlias = tuple[int, Any, Any, Any]
 
 _STRETCH = 1 << 15  # items at a time
 _FLOATS = {float, int, bool}
 _first = itemgetter(0)
+_NOTHING: Moments = (0, 0.0, 0.0, 0.0)
 
 
 def count(items: Iterable[Any]) -> int:
@@ -57,9 +58,9 @@ def mean_of(pairs: Iterable[tuple[Any, int]]) -> Any:
 
 
 def moments(items: Iterable[Any]) -> Moments:
-    """Number, mean and sum of squared distances from the mean."""
+    """Number, mean (in two parts) and sum of squared distances from the mean."""
     items = iter(items)
-    made: Moments = (0, 0.0, 0.0)
+    made: Moments = _NOTHING
     while stretch := list(islice(items, _STRETCH)):
         made = _joined(made, _moments(stretch))
     return made
@@ -73,7 +74,7 @@ def _moments(items: Sequence[Any]) -> Moments:
     squares = total([d * d for d in distances])
     # The distances would add up to nothing if the mean were exact: what they add up to tells its rounding error.
     rest = total(distances)
-    return n, mean, squares - rest * rest / n
+    return n, mean, rest / n, squares - rest * rest / n
 
 
 def _fsum(items: Iterable[Any]) -> Any:
@@ -86,22 +87,28 @@ def _fsum(items: Iterable[Any]) -> Any:
 
 def join_moments(many: Iterable[Moments]) -> Moments:
     """The moments of all items, from those of parts of them."""
-    made: Moments = (0, 0.0, 0.0)
+    made: Moments = _NOTHING
     for one in many:
         made = _joined(made, one)
     return made
 
 
 def _joined(a: Moments, b: Moments) -> Moments:
-    n_a, mean_a, squares_a = a
-    n_b, mean_b, squares_b = b
+    n_a, mean_a, rest_a, squares_a = a
+    n_b, mean_b, rest_b, squares_b = b
     if not n_a:
         return b
     if not n_b:
         return a
     n = n_a + n_b
-    apart = mean_b - mean_a
-    return n, mean_a + apart * n_b / n, squares_a + squares_b + apart * apart * n_a * n_b / n
+    apart = (mean_b - mean_a) + (rest_b - rest_a)
+    # The new mean in two parts, as Dekker and Knuth add numbers without an error: the rounding of means far from zero
+    # would else outweigh distances that are small.
+    step = rest_a + apart * n_b / n
+    mean = mean_a + step
+    back = mean - step
+    rest = (mean_a - back) + (step - (mean - back))
+    return n, mean, rest, squares_a + squares_b + apart * apart * n_a * n_b / n
 
 
 def variance(ddof: float, many: Iterable[Moments]) -> Any:
@@ -110,7 +117,7 @@ def variance(ddof: float, many: Iterable[Moments]) -> Any:
     Raises:
         ValueError: there are not more than ``ddof`` items.
     """
-    n, _, squares = join_moments(many)
+    n, _, _, squares = join_moments(many)
     if n - ddof <= 0:
         what = "an empty bag" if not n else f"{n} item{'s' if n > 1 else ''}"
         raise ValueError(f"the variance of {what} with ddof={ddof}: there have to be more than ddof items")

@@ -30,104 +30,126 @@ def stream(graph: Mapping[Any, Any], keys: Any) -> dict[Any, Any]:
         graph: a graph; what is in it beside steps stays as it is.
         keys: the wanted keys: a key, or a list of keys and such lists.
     """
-    kinds = new_kinds()
-    uses: dict[Any, int] = {}
-    for task in graph.values():
-        for needed in references(task, graph, kinds):
-            uses[needed] = uses.get(needed, 0) + 1
-    for key in flatten_keys(keys):
-        uses[key] = uses.get(key, 0) + 2  # wanted keys stay
+    return _Streams(graph, keys).graph_of_pipelines()
 
-    def behind(argument: Any) -> tuple[Any, list[Any]] | None:
-        """The key of the step or the data that an argument stands for, through aliases, if nothing else uses it."""
-        path = []
-        while uses_of(argument) == 1:
+
+def _is_step(task: Any) -> bool:
+    return type(task) is tuple and len(task) > 1 and type(task[0]) is Step
+
+
+class _Streams:
+    """One call of :func:`stream`.
+
+    Attributes:
+        uses: key -> how many times it is referred to; one that is wanted counts twice more, so that it stays.
+        source: key of a step -> the key of the step or data before it, that goes into the same task.
+        inner: keys that go into the task of another one.
+        gone: the same, with the aliases between them.
+        known: pipelines by what they consist of, so that all that are built alike are one object.
+    """
+
+    def __init__(self, graph: Mapping[Any, Any], keys: Any) -> None:
+        self.graph = graph
+        self.uses: dict[Any, int] = {}
+        kinds = new_kinds()
+        for task in graph.values():
+            for needed in references(task, graph, kinds):
+                self.uses[needed] = self.uses.get(needed, 0) + 1
+        for key in flatten_keys(keys):
+            self.uses[key] = self.uses.get(key, 0) + 2
+        self.source: dict[Any, Any] = {}
+        self.inner: set[Any] = set()
+        self.gone: set[Any] = set()
+        self.known: dict[Any, Pipeline] = {}
+
+    def graph_of_pipelines(self) -> dict[Any, Any]:
+        graph = self.graph
+        for key, task in graph.items():
+            if not _is_step(task):
+                continue
+            before, path = self.behind(task[1])
+            if before is not None and before != key:
+                function = graph[before][0]
+                if type(function) is Step or (type(function) is Literal and len(graph[before]) == 1):
+                    self.source[key] = before
+                    self.inner.add(before)
+                    self.gone.update(path)
+        made = {key: self.piped(key) for key, task in graph.items() if key not in self.inner and _is_step(task)}
+        return {key: made.get(key, task) for key, task in graph.items() if key not in self.gone}
+
+    def behind(self, argument: Any) -> tuple[Any, list[Any]]:
+        """The task that an argument stands for, through aliases, if nothing else uses it.
+
+        Returns:
+            Its key, or None, and all keys on the way, it included.
+        """
+        path: list[Any] = []
+        while self.uses_of(argument) == 1:
             path.append(argument)
-            task = graph[argument]
+            task = self.graph[argument]
             if type(task) is tuple and task and callable(task[0]):
                 return argument, path
             argument = task
-        return None
+        return None, path
 
-    def uses_of(key: Any) -> int:
+    def uses_of(self, key: Any) -> int:
+        """How many times a key is used; 0 for what is none."""
         if type(key) is not tuple and type(key) is not str:
             return 0
         try:
-            return uses.get(key, 0) if key in graph else 0
-        except TypeError:
+            return self.uses.get(key, 0) if key in self.graph else 0
+        except TypeError:  # a tuple with something in it that cannot be hashed
             return 0
 
-    inner: dict[Any, Any] = {}  # key that goes into the task of another one -> key of that
-    source: dict[Any, Any] = {}  # key -> the key of the step before it
-    gone: set[Any] = set()
-    for key, task in graph.items():
-        if type(task) is not tuple or not task or type(task[0]) is not Step or len(task) < 2:
-            continue
-        found = behind(task[1])
-        if found is not None and found[0] != key:
-            before, path = found
-            function = graph[before][0]
-            if type(function) is Step or (type(function) is Literal and len(graph[before]) == 1):
-                source[key] = before
-                inner[before] = key
-                gone.update(path)
+    def piped(self, key: Any, ends: bool = True) -> tuple[Any, ...]:
+        """The task of a chain of steps, from its last one.
 
-    made: dict[Any, Any] = {}
-    known: dict[Any, Pipeline] = {}
-
-    def piped(key: Any, ends: bool) -> tuple[Any, ...]:
+        Args:
+            key: the last one.
+            ends: whether its value leaves the task, so that it must be no iterator.
+        """
         path = [key]
-        while path[-1] in source:
-            path.append(source[path[-1]])
+        while path[-1] in self.source:
+            path.append(self.source[path[-1]])
         path.reverse()
-        head = graph[path[0]]
+        head = self.graph[path[0]]
         steps: list[tuple[Step, int]] = []
-        args: list[Any] = []
-        if type(head[0]) is Literal:
-            args.append(head)
-            start = 1
+        if type(head[0]) is Literal:  # data: the first argument of the first step
+            args: list[Any] = [head]
         else:
-            args += arguments(head, 1)
-            steps.append((head[0], len(head) - 1))
-            start = 1
-        for place in path[start:]:
-            task = graph[place]
-            rest = arguments(task, 2)
+            args = self.arguments(head, 1)
+            steps.append((head[0], len(args)))
+        for place in path[1:]:
+            task = self.graph[place]
+            rest = self.arguments(task, 2)
             args += rest
             steps.append((task[0], len(rest) if steps else len(rest) + 1))
         if ends and len(steps) == 1:
             return (steps[0][0], *args)
         sign = (ends, tuple([(id(step), taken) for step, taken in steps]))
-        pipeline = known.get(sign)
+        pipeline = self.known.get(sign)
         if pipeline is None:
-            pipeline = known[sign] = Pipeline(tuple(steps), ends)
+            pipeline = self.known[sign] = Pipeline(tuple(steps), ends)
         return (pipeline, *args)
 
-    def arguments(task: tuple[Any, ...], first: int) -> list[Any]:
-        """The arguments of a step from a place on: other partitions that it goes over may stream into it too."""
-        step: Step = task[0]
+    def arguments(self, task: tuple[Any, ...], first: int) -> list[Any]:
+        """The arguments of a step from a place on; other partitions that it goes over may stream into it too."""
         args = list(task[first:])
-        for n in range(max(first, 2), step.streams + 1):
-            found = behind(task[n])
-            if found is None:
-                continue
-            before, path = found
-            # only a plain chain: nesting must not grow with the length of a program
-            if type(graph[before][0]) is Step and is_plain(before):
-                args[n - first] = piped(before, ends=False)
-                gone.update(path)
+        for n in range(max(first, 2), task[0].streams + 1):
+            before, path = self.behind(task[n])
+            if before is not None and self.is_plain(before):
+                args[n - first] = self.piped(before, ends=False)
+                self.gone.update(path)
         return args
 
-    def is_plain(key: Any) -> bool:
-        while True:
-            function = graph[key][0]
-            if type(function) is not Step or function.streams > 1:
-                return type(function) is not Step
-            if key not in source:
-                return True
-            key = source[key]
-
-    for key, task in graph.items():
-        if key not in inner and type(task) is tuple and task and type(task[0]) is Step:
-            made[key] = piped(key, ends=True)
-    return {key: made.get(key, task) for key, task in graph.items() if key not in gone}
+    def is_plain(self, key: Any) -> bool:
+        """Whether a chain of steps has no other chain that goes into it: nesting must not grow with a program's length."""
+        if not _is_step(self.graph[key]):
+            return False
+        while _is_step(self.graph[key]):
+            if self.graph[key][0].streams > 1:
+                return False
+            if key not in self.source:
+                break
+            key = self.source[key]
+        return True

@@ -96,6 +96,8 @@ class _Hashes:
         # nan is equal to nothing, and each has a hash of its own
         if isinstance(key, (numbers.Number, datetime.timedelta)):
             return hash(key) & _MASK if key == key else 0
+        if cls.__module__ == "numpy" and hasattr(key, "item") and type(key.item()) is not cls:
+            return self.of(key.item())
         if isinstance(key, tuple) and how is tuple.__hash__:
             made = 0x345678
             for part in key:
@@ -141,7 +143,12 @@ def place_of(key: Any, npartitions: int) -> int:
     >>> place_of(1, 10) == place_of(1.0, 10), place_of("x", 1)
     (True, 0)
     """
-    return _Hashes().of(key) % npartitions
+    return _mixed(_Hashes().of(key)) % npartitions
+
+
+def _mixed(number: int) -> int:
+    """Numbers with something in common, such as a factor, spread out: the first step of splitmix64's last part."""
+    return ((number ^ number >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF) >> 20
 
 
 def _fingerprint() -> int:
@@ -182,7 +189,7 @@ def _grouped(key: Callable[[Any], Any], items: Iterable[Any]) -> tuple[list[Grou
         _hashable(error, "the key of groupby")
         raise
     hashes = _Hashes()
-    return [(hashes.of(group), group, its) for group, its in made.items()], _relied(hashes)
+    return [(_mixed(hashes.of(group)), group, its) for group, its in made.items()], _relied(hashes)
 
 
 def _together(parts: Iterable[Iterable[tuple[int, Any, list[Any]]]]) -> list[tuple[Any, list[Any]]]:

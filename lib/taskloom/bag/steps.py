@@ -11,9 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
+from functools import partial
+from itertools import chain
 from typing import Any, Final, Literal, TypeAlias
 
-__all__ = ["EMPTY", "NO_DEFAULT", "Empty", "Pipeline", "Step", "Text", "as_partition", "concatenated", "function_label"]
+__all__ = [
+    "EMPTY",
+    "NO_DEFAULT",
+    "Each",
+    "Empty",
+    "Pipeline",
+    "Step",
+    "Text",
+    "as_partition",
+    "concatenated",
+    "function_label",
+    "guarded",
+]
 
 
 class Empty(Enum):
@@ -50,6 +64,50 @@ def function_label(function: Any) -> str:
 def as_partition(value: Any) -> Any:
     """A value that can be kept and sent: an iterator becomes a list, anything else stays what it is."""
     return list(value) if isinstance(value, Iterator) else value
+
+
+class Each:
+    """A builtin that calls a function of the user's for each item, such as ``map``, as the function of a step.
+
+    The builtins take a StopIteration out of the function for the end of their items, and what is left would be lost
+    without a word. So the items are followed by a mark that says that their end was reached, and what is made of them by
+    a look at it: two links in a chain, which cost no Python code an item.
+
+    Args:
+        builtin: called with the function and the items.
+        func: the function.
+    """
+
+    __slots__ = ("builtin", "func")
+
+    def __init__(self, builtin: Callable[[Any, Any], Iterable[Any]], func: Callable[..., Any] | None) -> None:
+        self.builtin = builtin
+        self.func = func
+
+    def __call__(self, items: Iterable[Any]) -> Iterator[Any]:
+        return guarded(partial(self.builtin, self.func), items, self.func)
+
+
+def guarded(make: Callable[[Any], Iterable[Any]], items: Iterable[Any], func: Any) -> Iterator[Any]:
+    """What ``make`` makes of items, and an error if it ends before they do."""
+    seen: list[None] = []
+    return chain(make(chain(items, _mark(seen))), _look(seen, func))
+
+
+def _mark(seen: list[None]) -> Iterator[Any]:
+    seen.append(None)
+    return
+    yield
+
+
+def _look(seen: list[None], func: Any) -> Iterator[Any]:
+    if not seen:
+        raise RuntimeError(
+            f"{function_label(func)} raised StopIteration, which would have ended the partition before its last item; "
+            "next(..., default) does not raise it"
+        )
+    return
+    yield
 
 
 class Step:
