@@ -324,8 +324,8 @@ def _numpy_parts(tokens: _Tokens, value: Any) -> Iterable[bytes] | None:
     if isinstance(value, np.ndarray):
         cls = type(value)
         if cls is np.ma.MaskedArray:
-            parts = (value.data, np.ma.getmaskarray(value), value.fill_value, value.hardmask)
-            return tokens.seq("masked", parts)
+            masked: Any = value
+            return tokens.seq("masked", (masked.data, np.ma.getmaskarray(masked), masked.fill_value, masked.hardmask))
         if cls is not np.ndarray and cls is not np.memmap and not isinstance(value, np.recarray):
             return None  # others that hold more
         head = tokens.seq("array", (_dtype(value.dtype), value.shape))
