@@ -13,7 +13,7 @@ __all__ = ["command"]
     type=click.Choice(["small", "medium", "large"]),
     default="medium",
     show_default=True,
-    help="How much to compute: on two CPUs about 3 seconds, 15 seconds, 2 minutes.",
+    help="How much to compute: on two CPUs about 2 seconds, 15 seconds, a minute.",
 )
 @click.option(
     "--workers",

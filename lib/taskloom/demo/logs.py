@@ -151,13 +151,14 @@ def plain_loop(files: Iterable[Path]) -> dict[str, Any]:
     }
 
 
-def with_bag(files: Iterable[Path]) -> dict[str, Any]:
+def with_bag(files: list[Path]) -> dict[str, Any]:
     """The analysis as bags: nothing is computed yet, ``taskloom.compute(...)`` does that, all of it at once."""
-    lines = taskloom.bag.read_text([str(path) for path in files])
+    lines = taskloom.bag.read_text(files)
     records = lines.map(parse).filter(is_record)
+    ok = records.filter(is_ok)
     return {
         "requests by status": records.pluck("status").frequencies(),
-        "most wanted pages": records.filter(is_ok).pluck("path").frequencies().topk(5, key=by_count),
+        "most wanted pages": ok.pluck("path").frequencies().topk(5, key=by_count),
         "bytes by hour": records.foldby(hour_of, add_bytes, 0, add, 0),
         "visitors": records.pluck("host").distinct().count(),
         "slowest requests": records.topk(3, key=by_duration),

@@ -32,24 +32,25 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "small": Size(files=4, lines=5_000, blocks=4, block=192),
-    "medium": Size(files=16, lines=20_000, blocks=6, block=512),
-    "large": Size(files=64, lines=50_000, blocks=8, block=1024),
+    "small": Size(files=4, lines=10_000, blocks=4, block=256),
+    "medium": Size(files=16, lines=40_000, blocks=6, block=640),
+    "large": Size(files=64, lines=50_000, blocks=8, block=768),
 }
 
 WAYS = {
     "plain loop": "an ordinary Python loop, to compare with",
     "sync": "taskloom.get_sync: task by task in this thread, for debugging",
-    "threads": "taskloom.threaded.get: threads of this process, for NumPy and for waiting",
+    "threads": "taskloom.threaded.get: threads of this process, for NumPy, waiting",
     "processes": "taskloom.multiprocessing.get: other processes, for pure Python",
 }
 
 # What is shown of the programs; the tests look that it is what they say.
 LOG_LINES = """\
-lines = taskloom.bag.read_text([str(path) for path in files])
+lines = taskloom.bag.read_text(files)
 records = lines.map(parse).filter(is_record)
 records.pluck("status").frequencies()
-records.filter(is_ok).pluck("path").frequencies().topk(5, key=by_count)
+ok = records.filter(is_ok)
+ok.pluck("path").frequencies().topk(5, key=by_count)
 """
 MATRIX_LINES = """\
 graph["product", i, j, k] = (multiply, ("a", i, k), ("b", k, j))
@@ -91,6 +92,7 @@ def demo(size: str = "medium", workers: int | None = None, keep: str | os.PathLi
         FileExistsError: the folder has other files of these names.
     """
     begin = time.perf_counter()
+    load = os.getloadavg()[0]
     if workers is None:
         workers = cpu_count()
     show = _Show()
@@ -123,7 +125,7 @@ def demo(size: str = "medium", workers: int | None = None, keep: str | os.PathLi
         show.say("Checked: every scheduler gave the plain loop's result, to the last bit.", style="green")
     else:
         show.say("WRONG: not every result is the plain loop's. Please report this.", style="bold red")
-    for sentence in reasons(rows, workers):
+    for sentence in reasons(rows, workers, size, load):
         show.say(sentence)
     show.head(f"That took {time.perf_counter() - begin:.0f} s. Where to go on")
     show.listing(
@@ -147,7 +149,8 @@ def logs(show: _Show, size: Size, workers: int, folder: Path) -> Row:
         "What was asked for, how often, when, by how many visitors, and what was slow? With taskloom.bag:"
     )
     show.code(LOG_LINES + "...")
-    files = write_logs(track(range(size.files), "writing log files"), folder, size.lines)
+    with tracked(range(size.files), "writing log files") as days:
+        files = write_logs(days, folder, size.lines)
     bags = with_bag(files)
 
     def ways(scheduler: str) -> Callable[[], Any]:
@@ -157,7 +160,8 @@ def logs(show: _Show, size: Size, workers: int, folder: Path) -> Row:
     row, result = measure(
         show,
         "log analysis",
-        lambda: plain_loop(track(files, "plain loop")),
+        files,
+        plain_loop,
         {way: ways(way) for way in ("sync", "threads", "processes")},
     )
     counts = ", ".join(f"{count:,} x {status}" for status, count in sorted(result["requests by status"].items()))
@@ -193,7 +197,8 @@ def matrix(show: _Show, size: Size, workers: int) -> Row:
     row, result = measure(
         show,
         "matrix product",
-        lambda: plain_loop(a, b, track(places, "plain loop"), size.blocks),
+        places,
+        lambda places: plain_loop(a, b, places, size.blocks),
         {
             "sync": lambda: blocks(taskloom.get_sync(graph, keys)),
             "threads": lambda: blocks(taskloom.threaded.get(graph, keys, num_workers=workers)),
@@ -201,22 +206,34 @@ def matrix(show: _Show, size: Size, workers: int) -> Row:
         },
         same=same_blocks,
     )
-    right = is_product(result, a, b)
-    show.say("Compared with NumPy's product of the whole matrices: " + ("the same." if right else "WRONG."))
+    right = is_product(result, a, b, size.blocks)
+    show.say(f"Checked with other arithmetic, (A B) x = A (B x): {'right' if right else 'WRONG'}.")
     return row._replace(right=row.right and right)
 
 
 def measure(
     show: _Show,
     name: str,
-    plain: Callable[[], Any],
+    items: Sequence[Any],
+    plain: Callable[[Iterator[Any]], Any],
     ways: dict[str, Callable[[], Any]],
     same: Callable[[Any, Any], bool] | None = None,
 ) -> tuple[Row, Any]:
-    """Compute one thing in all ways; the row of the table, and the result of the plain loop."""
-    begin = time.perf_counter()
-    expected = plain()
-    seconds = {"plain loop": time.perf_counter() - begin}
+    """Compute one thing in all ways.
+
+    Args:
+        items: what the plain loop walks through.
+        plain: the plain loop.
+        ways: the others.
+        same: whether two results are the same; by default, whether they are equal.
+
+    Returns:
+        The row of the table, and the result of the plain loop.
+    """
+    with tracked(items, "plain loop") as watched:
+        begin = time.perf_counter()
+        expected = plain(watched)
+        seconds = {"plain loop": time.perf_counter() - begin}
     right = True
     count = CountTasks()
     for way, compute in ways.items():
@@ -231,40 +248,49 @@ def measure(
     return Row(name, seconds, count.total, right), expected
 
 
+def tracked(items: Sequence[Any], label: str) -> contextlib.closing[Any]:
+    """Items with a bar, which is closed where the loop over them is left by Ctrl-C."""
+    return contextlib.closing(track(items, label))
+
+
 def same_blocks(one: Any, other: Any) -> bool:
     """Bit by bit: the same operations in the same order."""
     return one.keys() == other.keys() and all(bool((one[place] == other[place]).all()) for place in one)
 
 
-def reasons(rows: Sequence[Row], workers: int) -> Iterator[str]:
-    """Why the times are as they are; what is said is what was measured, not what should have been."""
+def reasons(rows: Sequence[Row], workers: int, size: str, load: float) -> Iterator[str]:
+    """Why the times are as they are; what is said is what was measured, not what should have been.
+
+    Args:
+        load: how many programs wanted a CPU before we began.
+    """
     if workers < 2:
         yield "With one task at a time no scheduler is faster than a loop: what it takes longer is what it costs."
         return
+    busy = f" Or other programs had the CPUs: {load:.1f} of them before this began." if load > 0.3 else ""
+    more = busy + ("" if size == "large" else " Try --size large." if size == "medium" else " Try the other sizes.")
     speed = {(row.name, way): row.seconds["plain loop"] / row.seconds[way] for row in rows for way in row.seconds}
     threads, processes = speed["log analysis", "threads"], speed["log analysis", "processes"]
     if processes > 1.2 and processes > threads:
         yield (
             "The log analysis is pure Python, of which a process runs one piece at a time: threads cannot make it "
-            "faster, processes do."
+            "faster, processes do, even with the time to start them."
         )
     else:
         yield (
             "The log analysis is pure Python, which processes make faster when there is enough to do: here they took "
-            "as long to start and to be asked as they saved, or the CPUs were busy. Try --size large."
+            f"as long to start as they saved.{more}"
         )
     if ("matrix product", "threads") not in speed:
         return
     threads, processes = speed["matrix product", "threads"], speed["matrix product", "processes"]
-    if threads > 1.2 and threads > processes:
+    if threads > 1.2:
         yield (
-            "NumPy lets other threads run while it computes: there threads are best, because they share their memory, "
-            "and processes have to send each other the blocks."
+            "NumPy lets other threads run while it computes: there threads make it faster, and share the blocks. "
+            + ("Processes have to send them to each other." if threads > processes else "Processes do too.")
         )
-    elif threads > 1.2:
-        yield "NumPy lets other threads run while it computes: there threads help, and need no copies of the blocks."
     else:
-        yield "The blocks were too small for threads to help, or the CPUs were busy. Try --size large."
+        yield f"The blocks were too small for threads to help.{more}"
 
 
 @contextlib.contextmanager
