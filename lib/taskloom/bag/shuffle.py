@@ -217,8 +217,10 @@ class Folder:
 
     def __init__(self) -> None:
         self.path = os.path.join(tempfile.gettempdir(), f"taskloom-shuffle-{os.getpid()}-{os.urandom(6).hex()}")
-        self._owner = os.getpid()
-        self._end = weakref.finalize(self, _remove, self.path, self._owner)
+        weakref.finalize(self, _remove, self.path, os.getpid())
+
+    def __fspath__(self) -> str:
+        return self.path
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.fspath, (self.path,)
@@ -232,26 +234,20 @@ def _remove(path: str, owner: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _open_folder(folder: Folder | str) -> str:
-    """A new directory for one run."""
-    path = folder if isinstance(folder, str) else folder.path
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    return tempfile.mkdtemp(dir=path)
-
-
 # Where a partition's parts are: the file, the offset at which each begins and the last one ends, what was relied on.
 Written: TypeAlias = tuple[str, list[int], Relied]
 
 
-def _write(key: Callable[[Any], Any], n: int, items: Iterable[Any], number: int, folder: str) -> Written:
-    """Divide a partition and write its parts to a file."""
+def _write(key: Callable[[Any], Any], n: int, items: Iterable[Any], folder: os.PathLike[str] | str) -> Written:
+    """Divide a partition and write its parts to a file, whose name no other run has."""
     groups, relied = _grouped(key, items)
     parts: list[list[Group]] = [[] for _ in range(n)]
     for group in groups:
         parts[group[0] % n].append(group)
-    path = os.path.join(folder, str(number))
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    path = os.path.join(folder, os.urandom(12).hex())
     offsets = [0]
-    with open(path, "wb") as file:
+    with open(path, "xb") as file:
         for part in parts:
             if part:
                 # by value where needed: classes of the user's program have no module here
@@ -260,14 +256,25 @@ def _write(key: Callable[[Any], Any], n: int, items: Iterable[Any], number: int,
     return path, offsets, relied
 
 
-def _read(number: int, n: int, written: Sequence[Written], folder: str) -> list[tuple[Any, list[Any]]]:
+def _read(number: int, n: int, written: Sequence[Written]) -> list[tuple[Any, list[Any]]]:
     """One new partition, from the files of all old ones."""
     _check([relied for _, _, relied in written])
     made = _together(_parts(number, written))
-    # whoever sees that all are done cleans up; whatever this misses goes with the folder
-    open(os.path.join(folder, f"done-{number}"), "wb").close()
-    if sum([name.startswith("done-") for name in os.listdir(folder)]) == n:
-        shutil.rmtree(folder, ignore_errors=True)
+    # Whoever sees that all are done cleans up. Whatever this misses goes with the folder.
+    done = f"{written[0][0]}.done"
+    os.makedirs(done, exist_ok=True)
+    open(os.path.join(done, str(number)), "wb").close()
+    try:
+        last = len(os.listdir(done)) == n
+    except FileNotFoundError:  # another one saw it first
+        last = False
+    if last:
+        for path, _, _ in written:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+        shutil.rmtree(done, ignore_errors=True)
     return made
 
 
@@ -282,16 +289,15 @@ def _parts(number: int, written: Sequence[Written]) -> Iterable[list[Group]]:
 
 def _through_files(bag: Any, grouper: Any, key: Callable[[Any], Any], n: int) -> Bag:
     token = tokenize("groupby", bag.name, grouper, n)
-    name, part, folder, written = (f"groupby{what}-{token}" for what in ("", "-write", "-folder", "-written"))
+    name, part, written = (f"groupby{what}-{token}" for what in ("", "-write", "-written"))
     write = Step(partial(_write, key, n), "groupby-write", streams=1)
-    layer: dict[Any, Any] = {folder: (_open_folder, quote(Folder()))}
-    for i in range(bag.npartitions):
-        layer[part, i] = (write, (bag.name, i), i, folder)
+    folder = quote(Folder())
+    layer: dict[Any, Any] = {(part, i): (write, (bag.name, i), folder) for i in range(bag.npartitions)}
     # one task between, or there would be N * M dependencies
     layer[written] = (list, [(part, i) for i in range(bag.npartitions)])
     read = Step(_read, "groupby")
     for j in range(n):
-        layer[name, j] = (read, j, n, written, folder)
+        layer[name, j] = (read, j, n, written)
     return bag._make(name, n, layer, (bag,))  # type: ignore[no-any-return]
 
 

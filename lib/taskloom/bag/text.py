@@ -107,7 +107,7 @@ def find_files(urlpath: Url | Sequence[Url], options: dict[str, Any]) -> tuple[A
     """The file system and the paths in it that a path, one with wildcards, or a list of these stand for."""
     import fsspec.core
 
-    urls = [urlpath] if isinstance(urlpath, (str, os.PathLike)) else list(urlpath)
+    urls = [urlpath] if isinstance(urlpath, (str, bytes, os.PathLike)) else list(urlpath)
     if not urls:
         raise ValueError("an empty list of paths: there is nothing to read")
     found: list[str] = []
@@ -116,8 +116,6 @@ def find_files(urlpath: Url | Sequence[Url], options: dict[str, Any]) -> tuple[A
         if not isinstance(url, (str, os.PathLike)):
             raise TypeError(f"a path is a string or a Path, not {type(url).__name__}: {url!r:.60}")
         url = os.fspath(url)
-        if not isinstance(url, str):
-            raise TypeError(f"a path is a string or a Path, not bytes: {url!r:.60}")
         its_fs, path = fsspec.core.url_to_fs(url, **options)
         if fs is None:
             fs = its_fs
