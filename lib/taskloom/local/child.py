@@ -32,7 +32,7 @@ from taskloom.local.channel import Receiver, encode, materialize, send_blocking
 from taskloom.local.frames import cut_frames
 from taskloom.local.run import evaluate
 from taskloom.serialize.errors import dump_error
-from taskloom.serialize.objects import Packer, dumps, store
+from taskloom.serialize.objects import IN_BAND, PROTOCOL, Packer, _Pickler, dumps, store
 
 __all__ = ["OUTPUT", "PRIVATE", "WANTED", "ResultError", "in_child", "main"]
 
@@ -140,6 +140,7 @@ class Child:
         self.run = run
         self.values = {}
         self.refs = {}
+        store().begin()
 
     def drop(self, ids: list[int]) -> None:
         for i in ids:
@@ -349,13 +350,10 @@ class _Report:
         packed: list[tuple[int, int]] = []
         rest: list[Any] = []
         for i, value in self.kept:
-            try:
-                data, more = dumps(value)
-            except BaseException:
-                continue  # stays here; an error only if it is asked for
-            if len(data) + sum([b.nbytes for b in more]) <= SMALL:
-                packed.append((i, 1 + len(more)))
-                rest += [data, *more]
+            small = dumps_small(value)
+            if small is not None:
+                packed.append((i, len(small)))
+                rest += small
         count = len(self.stops)
         last = self.stops[-1] if count else self.start
         seconds = last - self.start
@@ -380,6 +378,46 @@ class _Report:
             except BaseException as error:
                 return i, ResultError(type(value).__qualname__, f"{type(error).__name__}: {error}")
         return -1, ResultError("?", "it pickles only by itself")
+
+
+class _TooLarge(Exception):
+    pass
+
+
+class _Small(io.BytesIO):
+    """A file that refuses what is too much. The pickler writes piece by piece, so it stops early."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > SMALL:
+            raise _TooLarge
+        return super().write(data)
+
+
+def dumps_small(value: Any) -> list[Any] | None:
+    """A value's pickle and its buffers, if that is at most SMALL bytes; else None, without pickling all of it.
+
+    None too for what does not pickle: it stays here, and is an error only if it is asked for.
+    """
+    buffers: list[Any] = []
+    room = SMALL
+
+    def keep_apart(buffer: pickle.PickleBuffer) -> bool:
+        nonlocal room
+        raw = buffer.raw()
+        if raw.nbytes < IN_BAND:
+            return True
+        room -= raw.nbytes
+        if room < 0:
+            raise _TooLarge
+        buffers.append(raw)
+        return False
+
+    file = _Small()
+    try:
+        _Pickler(file, protocol=PROTOCOL, buffer_callback=keep_apart).dump(value)
+    except BaseException:
+        return None
+    return [file.getvalue(), *buffers] if file.tell() <= room else None
 
 
 class ResultError(Exception):

@@ -23,12 +23,11 @@ from mmap import mmap
 from time import perf_counter
 from typing import Any
 
-import cloudpickle
-
 from taskloom.config import positive_int
 from taskloom.errors import SerializationError, WorkerDiedError
 from taskloom.local.channel import Part, Receiver, encode, send_some
 from taskloom.serialize.errors import load_error
+from taskloom.serialize.objects import dumps_whole
 from taskloom.system import cpu_count, thread_limits
 
 __all__ = ["MOST_BLOBS", "Process", "ProcessPool", "describe_exit", "shared_pool"]
@@ -226,7 +225,7 @@ class ProcessPool:
         self._start_call = None
         if initializer is not None:
             try:
-                self._start_call = cloudpickle.dumps((initializer, initargs), protocol=5)
+                self._start_call = dumps_whole((initializer, initargs))
             except Exception as error:
                 raise SerializationError(f"the initializer {initializer!r} does not pickle: {error}") from error
         self._idle: list[Process] = []
