@@ -34,7 +34,8 @@ def note_module(name: Any) -> None:
     # under a second name (``collections.abc`` is ``_collections_abc``) it is found by its own
     own = getattr(getattr(module, "__spec__", None), "name", None)
     if own != name and isinstance(own, str) and sys.modules.get(own) is module:
-        return note_module(own)
+        note_module(own)
+        return
     if name != "__main__" and not _is_importable(name, module):
         cloudpickle.register_pickle_by_value(module)
 
