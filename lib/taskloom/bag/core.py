@@ -132,7 +132,7 @@ def from_sequence(seq: Iterable[Any], partition_size: int | None = None, npartit
         cuts = [*builtins.range(0, len(items), size), len(items)]
         if len(cuts) == 1:
             cuts = [0, 0]
-    name = f"from-sequence-{tokenize(items, len(cuts))}"
+    name = f"from-sequence-{tokenize(items, cuts)}"
     layer = {(name, i): quote(items[cuts[i] : cuts[i + 1]]) for i in builtins.range(len(cuts) - 1)}
     return Bag._make(name, len(cuts) - 1, layer, ())
 

@@ -617,8 +617,8 @@ class Accumulated:
 
     def __call__(self, part: Iterable[Any], before: Any) -> Iterator[Any]:
         if before is EMPTY:
-            return accumulate(part, self.binop)
-        made = accumulate(part, self.binop, initial=before)
+            return guarded(lambda items: accumulate(items, self.binop), part, self.binop)
+        made = guarded(lambda items: accumulate(items, self.binop, initial=before), part, self.binop)
         return made if self.shown else islice(made, 1, None)
 
 

@@ -250,10 +250,17 @@ def _write(key: Callable[[Any], Any], n: int, items: Iterable[Any], folder: os.P
     with open(path, "xb") as file:
         for part in parts:
             if part:
-                # by value where needed: classes of the user's program have no module here
-                cloudpickle.dump(part, file, protocol=5)
+                file.write(_pickled(part))
             offsets.append(file.tell())
     return path, offsets, relied
+
+
+def _pickled(part: list[Group]) -> bytes:
+    try:
+        return pickle.dumps(part, protocol=5)
+    except Exception:  # classes of the user's program have no module in this process: by value
+        data: bytes = cloudpickle.dumps(part, protocol=5)
+        return data
 
 
 def _read(number: int, n: int, written: Sequence[Written]) -> list[tuple[Any, list[Any]]]:
@@ -282,9 +289,17 @@ def _parts(number: int, written: Sequence[Written]) -> Iterable[list[Group]]:
     for path, offsets, _ in written:
         begin, end = offsets[number], offsets[number + 1]
         if begin < end:
-            with open(path, "rb") as file:
-                file.seek(begin)
-                yield pickle.loads(file.read(end - begin))
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                data = os.pread(file, end - begin, begin)
+                while len(data) < end - begin:  # one call reads 2 GB at most
+                    more = os.pread(file, end - begin - len(data), begin + len(data))
+                    if not more:
+                        raise EOFError(f"the file {path} of a groupby has been cut: is the disk full?")
+                    data += more
+            finally:
+                os.close(file)
+            yield pickle.loads(data)
 
 
 def _through_files(bag: Any, grouper: Any, key: Callable[[Any], Any], n: int) -> Bag:

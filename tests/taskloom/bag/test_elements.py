@@ -93,6 +93,15 @@ def test_from_sequence_refuses_numbers_that_make_no_sense():
         bag.range(3, npartitions=0)
 
 
+def test_the_same_items_in_other_partitions_have_another_name():
+    """Else their tasks would be taken for each other's in one graph, and items be lost."""
+    a = bag.from_sequence(range(10), partition_size=3)
+    b = bag.from_sequence(range(10), npartitions=4)
+    assert a.npartitions == b.npartitions
+    assert compute(a, b) == (list(range(10)), list(range(10)))
+    assert compute(a.count(), b.count(), bag.concat([a, b]).count()) == (10, 10, 20)
+
+
 def test_range_and_concat():
     assert parts(bag.range(5, npartitions=2)) == [[0, 1], [2, 3, 4]]
     both = bag.concat([bag.range(2, npartitions=2).map(inc), bag.from_sequence([])])
@@ -237,6 +246,8 @@ def test_a_stop_iteration_loses_no_items():
         b.map(lambda x, y: stop(x), y=b.sum()),
         zipped.starmap(lambda x, y: stop(x)),
         b.map(lambda x: (x,)).starmap(lambda x, y: stop(x), y=b.sum()),
+        b.accumulate(lambda x, y: stop(y)),
+        b.accumulate(lambda x, y: stop(y), 0),
     ):
         with pytest.raises(RuntimeError, match="raised StopIteration"):
             value(lazy)
