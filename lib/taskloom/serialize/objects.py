@@ -19,6 +19,7 @@ import functools
 import hashlib
 import io
 import pickle
+import sys
 import weakref
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Sequence
@@ -167,10 +168,12 @@ _SETS_CLASS = b"_set_class"
 
 
 def _goes_by_name(obj: Any) -> bool:
+    if not isinstance(obj, (FunctionType, type, functools._lru_cache_wrapper)):
+        return True
+    note_module(getattr(obj, "__module__", None))
     if isinstance(obj, functools._lru_cache_wrapper):
         found = _lookup_module_and_qualname(obj)
         return found is not None and not _is_registered_pickle_by_value(found[0])
-    note_module(getattr(obj, "__module__", None))
     return bool(_should_pickle_by_reference(obj))
 
 
@@ -231,6 +234,29 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc, name-defined, unused-
         return found
 
 
+def _reduce_array(array: Any) -> Any:
+    """A numpy array. One that is not contiguous, such as a block of a matrix, is copied once; numpy does it twice."""
+    if not array.flags.forc and array.nbytes >= IN_BAND and not array.dtype.hasobject:
+        array = array.copy()
+    return array.__reduce_ex__(PROTOCOL)
+
+
+def _learn_of_arrays() -> None:
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and hasattr(numpy, "ndarray"):  # it may be half imported
+        _Pickler.dispatch_table.setdefault(numpy.ndarray, _reduce_array)
+
+
+class _Bytes:
+    """Pickles as bytes do not by themselves: out of band. (A bytearray could not grow while somebody sends it.)"""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __reduce__(self) -> Any:
+        return bytes, (pickle.PickleBuffer(self.data),)
+
+
 class _HashPickler(_Pickler):
     """With functions and classes by hash; only the outermost ones, see the module's text."""
 
@@ -263,6 +289,7 @@ class Packer:
     """
 
     def __init__(self, table: FunctionTable | None = None) -> None:
+        _learn_of_arrays()
         self._file = io.BytesIO()
         self.buffers: list[memoryview] = []
         self.used: set[bytes] = set()
@@ -271,7 +298,19 @@ class Packer:
         else:
             self._pickler = _HashPickler(self._file, table, self._buffer)
             self.used = self._pickler.used
-        self.dump = self._pickler.dump
+        self._dump = self._pickler.dump
+        self._bytes: dict[int, _Bytes] = {}
+
+    def dump(self, obj: Any) -> None:
+        """Append an object.
+
+        Raises:
+            Exception: it does not pickle; whatever pickle or the object raises. The stream is of no use then.
+        """
+        if type(obj) is bytes and len(obj) >= IN_BAND:
+            # the same wrapper each time, so that the same bytes go once
+            obj = self._bytes.setdefault(id(obj), _Bytes(obj))
+        self._dump(obj)
 
     def _buffer(self, buffer: pickle.PickleBuffer) -> bool:
         try:
