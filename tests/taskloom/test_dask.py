@@ -535,3 +535,18 @@ def test_inside_a_task():
 
     for scheduler in GETS:
         assert compute([delayed(inner)(n) for n in (3, 5)], scheduler=scheduler) == ([3, 5],)
+
+
+def test_ours_in_dask_where_nothing_says_which_scheduler():
+    # dask computes together only what wants the same scheduler by default
+    x = delayed(inc)(1)
+    for together in ((x, numbers()), (numbers(), x), (dask.delayed(inc)(1), x)):
+        assert 2 in [value for value in dask.compute(*together) if isinstance(value, int)]
+    kept = dask.persist(x, numbers((4,), 2))
+    assert [type(k) for k in kept] == [type(x), da.Array]
+    get = type(x).__dask_scheduler__
+    assert get == dask.threaded.get
+    assert dask.threaded.get == get
+    assert get != dask.multiprocessing.get
+    assert get != dask.get
+    assert pickle.loads(pickle.dumps(get)) is get

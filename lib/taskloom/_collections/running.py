@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
@@ -15,6 +16,7 @@ from taskloom.graph.optimize import cull
 from taskloom.local.frames import quiet_frames
 
 __all__ = [
+    "Default",
     "compute",
     "default_client",
     "default_clients",
@@ -33,25 +35,41 @@ default_client: ContextVar[Any] = ContextVar("taskloom_client", default=None)
 default_clients: list[Any] = []
 
 
-def get_sync(graph: Any, keys: Any, **kwargs: Any) -> Any:
-    """:func:`taskloom.get_sync`, imported when it is first called."""
-    from taskloom.sync import get_sync as get
+class Default:
+    """The get function of a local scheduler, imported when it is first called: a ``__dask_scheduler__``.
 
-    return get(graph, keys, **kwargs)
+    It equals dask's scheduler of the same kind. dask computes collections together only if what they want by default is
+    equal, and ours and dask's want the same.
+    """
+
+    __slots__ = ("__name__", "dasks", "ours")
+
+    def __init__(self, name: str, ours: str, dasks: str) -> None:
+        self.__name__ = name
+        self.ours = ours
+        self.dasks = dasks
+
+    def __call__(self, graph: Any, keys: Any, **kwargs: Any) -> Any:
+        module = importlib.import_module(self.ours)
+        get = module.get_sync if self is get_sync else module.get
+        return get(graph, keys, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or getattr(other, "__module__", None) == self.dasks
+
+    def __hash__(self) -> int:
+        return hash(self.__name__)
+
+    def __reduce__(self) -> str:
+        return self.__name__
+
+    def __repr__(self) -> str:
+        return f"<{self.__name__} of taskloom>"
 
 
-def get_threads(graph: Any, keys: Any, **kwargs: Any) -> Any:
-    """:func:`taskloom.threaded.get`, imported when it is first called: a ``__dask_scheduler__``."""
-    from taskloom.threaded import get
-
-    return get(graph, keys, **kwargs)
-
-
-def get_processes(graph: Any, keys: Any, **kwargs: Any) -> Any:
-    """:func:`taskloom.multiprocessing.get`, imported when it is first called: a ``__dask_scheduler__``."""
-    from taskloom.multiprocessing import get
-
-    return get(graph, keys, **kwargs)
+get_sync = Default("get_sync", "taskloom.sync", "dask.local")
+get_threads = Default("get_threads", "taskloom.threaded", "dask.threaded")
+get_processes = Default("get_processes", "taskloom.multiprocessing", "dask.multiprocessing")
 
 
 _NAMED: dict[str, Callable[..., Any]] = {
@@ -62,13 +80,6 @@ _NAMED: dict[str, Callable[..., Any]] = {
     "threading": get_threads,
     "processes": get_processes,
     "multiprocessing": get_processes,
-}
-
-# What dask's collections want by default, by the module of that function: ours of the same kind runs them.
-_DASKS: dict[str, Callable[..., Any]] = {
-    "dask.threaded": get_threads,
-    "dask.multiprocessing": get_processes,
-    "dask.local": get_sync,
 }
 
 
@@ -105,7 +116,8 @@ def get_scheduler(scheduler: Any = None, collections: Sequence[Any] = ()) -> Cal
     for collection in collections:
         get = getattr(collection, "__dask_scheduler__", None)
         if get is not None:
-            get = _DASKS.get(getattr(get, "__module__", ""), get)
+            # of dask's own, ours of the same kind
+            get = next((ours for ours in (get_threads, get_processes, get_sync) if ours == get), get)
             if get not in wanted:
                 wanted.append(get)
     return wanted[0] if len(wanted) == 1 else get_threads
