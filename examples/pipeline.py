@@ -55,7 +55,7 @@ print(f"y = {slope:.2f} x + {intercept:.2f}")
 with Profiler() as profile:
     taskloom.get_sync(graph, "line")
 for item in sorted(profile.summary(), key=lambda item: item.function):
-    print(f"{item.count} x {item.function}")
+    print(f"{item.tasks} x {item.function}")
 
 # Prints:
 # left out: [7.0]

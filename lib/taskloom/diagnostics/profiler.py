@@ -19,12 +19,12 @@ class FunctionSummary(NamedTuple):
 
     Attributes:
         function: its name, as in :class:`taskloom.diagnostics.Record`.
-        count: how many tasks of it ended.
+        tasks: how many tasks of it ended.
         total, mean, max: how long they took together, on average, and the longest.
     """
 
     function: str
-    count: int
+    tasks: int
     total: float
     mean: float
     max: float
@@ -131,7 +131,7 @@ class Profiler(Callback):
     def _table(self) -> list[tuple[str, str, str, str, str]]:
         table = [("function", "tasks", "total", "mean", "longest")]
         table.extend(
-            (item.function, f"{item.count:,}", _time(item.total), _time(item.mean), _time(item.max))
+            (item.function, f"{item.tasks:,}", _time(item.total), _time(item.mean), _time(item.max))
             for item in self.summary()[:_ROWS]
         )
         return table

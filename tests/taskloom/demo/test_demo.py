@@ -79,7 +79,7 @@ def test_the_bag_gives_what_the_plain_loop_gives(files, scheduler):
 def test_each_line_is_parsed_once_for_all_questions(files):
     with Profiler() as profile:
         taskloom.compute(logs.with_bag(files), scheduler="sync")
-    assert sum(item.count for item in profile.summary() if "parse" in item.function) == len(files)
+    assert sum(item.tasks for item in profile.summary() if "parse" in item.function) == len(files)
 
 
 # --- the matrix product
