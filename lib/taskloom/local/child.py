@@ -76,6 +76,7 @@ class Child:
         self.sending = threading.Lock()
         self.values: dict[int, Any] = {}
         self.refs: dict[int, int] = {}  # uses of a value that are still to come, here and elsewhere
+        self.dropped: set[int] = set()  # ids dropped while blocks were waiting, which may bring them again
         self.run = -1
         self.refusing = False  # a block could not be read; those after it may need what it brought
 
@@ -140,9 +141,12 @@ class Child:
         self.run = run
         self.values = {}
         self.refs = {}
+        self.dropped = set()
         store().begin()
 
     def drop(self, ids: list[int]) -> None:
+        if self.waiting:
+            self.dropped.update(ids)
         for i in ids:
             self.values.pop(i, None)
             self.refs.pop(i, None)
@@ -232,6 +236,11 @@ class Child:
                 values[i] = pickle.loads(buffers[at], buffers=buffers[at + 1 : at + count])
                 at += count
             values.update(data)
+            if self.dropped:
+                # The tasks of this block that needed them were taken back, and have run elsewhere since. First in, then
+                # out: the other thread does it the other way round.
+                for i in self.dropped.intersection([*data, *[i for i, _ in packed]]):
+                    values.pop(i, None)
         except BaseException as error:
             cut_frames(error)
             # which of them it was only the parent can find out

@@ -30,6 +30,9 @@ __all__ = ["ELSEWHERE", "HORIZON", "MOST", "Packed", "Placement", "Share"]
 HORIZON = 0.020  # seconds of work that a process holds
 MOST = 2000  # tasks that a process holds
 UNKNOWN = HORIZON / 4  # what a task of a function that was not measured yet counts as, in seconds
+CROWDED = (
+    16  # tasks in the queue of a process from which on others fetch large values from it, rather than leave it the task
+)
 FLOOR = 2e-6  # seconds that the least task counts as
 
 # What a task is, in `state`.
@@ -238,7 +241,11 @@ class Placement:
                 if state[i] != OPEN:
                     continue
                 if not waiting[i]:
-                    return i
+                    home = self._home(share, i)
+                    if home is None or len(home.queue) >= CROWDED:
+                        return i
+                    self._queue(home, i)  # who has nothing to do may steal it there
+                    continue
                 where = self._where(i)
                 if where == share.index and (not share.queue or self._follows(share, i)):
                     return i  # nothing that it needs can be in an empty queue
@@ -248,6 +255,14 @@ class Placement:
             return -1
         finally:
             run.cursor = cursor
+
+    def _home(self, share: Share, i: int) -> Share | None:
+        """The process that alone has an input of a ready task, where that is another one than this."""
+        values, place, index = self.run.values, self.place, share.index
+        for d in self.plan.deps[i]:
+            if values[d] is ELSEWHERE and place[d] != index and d not in share.has:
+                return self.shares[place[d]]
+        return None
 
     def _where(self, i: int) -> int:
         """The one process that makes or will make all inputs of a task that are not there yet; -1: there is none."""

@@ -35,10 +35,10 @@ class Player:
         what, content = self.inbox.pop(0)
         if what == "tasks":
             drops, brought, tasks = content
-            self.values.difference_update(drops)
+            self.drop(drops)
             self.blocks.append((brought, tasks))
         elif what == "drop":
-            self.values.difference_update(content)
+            self.drop(content)
         elif what == "fetch":
             for i in content:
                 assert i in self.values, f"asked for {i}, which is not here"
@@ -53,6 +53,12 @@ class Player:
             self.outbox.append(("revoked", count))
         elif what == "resume":
             self.blocks.append("resume")
+
+    def drop(self, ids):
+        self.values.difference_update(ids)
+        for block in self.blocks:
+            if block != "resume":
+                block[0].difference_update(ids)  # what a block that has not begun would bring back
 
     def step(self):
         """Run the next task, or end a block."""
@@ -361,3 +367,31 @@ def test_an_answer_that_was_overtaken_takes_nothing_back():
     placement.taken_back(share, 20)
     assert placement.wants_more(share)
     assert placement.shares[1].pending() == 1  # one of those that are sent one by one
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_values_that_a_block_brings_late_are_dropped_too(seed):
+    # with these, tasks are taken back, run elsewhere, and the last use of a value ends before the block that brings it begins
+    draw = random.Random(seed)
+    graph = random_graph(draw, 1500, 2, 200)
+    for count in (2, 3):
+        Game(graph, [(i, "x") for i in range(1400, 1500)], count, seed + 7).play().check()
+
+
+def test_a_task_stays_where_its_large_input_is():
+    # two large values, made in two processes; both are done before anybody asks for more
+    graph = {"a": (list, "a0"), "a0": (range, 3), "b": (list, "b0"), "b0": (range, 3)}
+    graph |= {"x": (len, "a"), "y": (sum, "a"), "z": (len, "b")}
+    run = Run(compile_graph(graph, ["x", "y", "z"]), "processes", 2)
+    placement = Placement(run, 2)
+    one, two = placement.shares
+    ids = {key: run.plan.keys.index(key) for key in ("a0", "a", "b0", "b", "x", "y", "z")}
+    for i in (ids["a0"], ids["a"]):
+        placement.state[i], placement.place[i] = DONE, 0
+        run.values[i] = ELSEWHERE
+    placement.book([ids["a0"], ids["a"]])
+    chosen = placement.choose(two)
+    assert ids["x"] not in chosen
+    assert ids["y"] not in chosen
+    assert not one.fetches
+    assert {ids["x"], ids["y"]} <= {*placement.choose(one), *placement.choose(one)}
