@@ -153,6 +153,9 @@ def _step(function: Callable[..., Any], label: str, streams: int, lazy: bool, lo
     return Step(function, label, streams=streams, lazy=lazy, loose=loose)
 
 
+_DEEPEST = 200  # iterators in a row
+
+
 class Pipeline:
     """Several steps as the function of one task: each takes what the one before it made.
 
@@ -173,9 +176,10 @@ class Pipeline:
         try:
             step, at = self.steps[0]
             value = step.function(*args[:at])
-            for following, taken in self.steps[1:]:
+            for n, (following, taken) in enumerate(self.steps[1:], 1):
                 if step.lazy or step.loose:
-                    if not following.streams:
+                    # iterators that call each other use the C stack: a long chain of them would overflow it
+                    if not following.streams or not n % _DEEPEST:
                         value = as_partition(value)
                 step = following
                 value = step.function(value, *args[at : at + taken])

@@ -539,6 +539,11 @@ def test_deep_chains_do_not_recurse():
     for _ in range(2000):
         b = b.map_partitions(list)
     assert value(b) == [0, 1]
+    e = bag.range(2, npartitions=1)
+    for _ in range(50_000):
+        e = e.map(abs)
+    assert value(e) == [0, 1]
+    assert value(e.sum()) == 1
     c = d = bag.range(2, npartitions=1)
     for _ in range(300):
         c = bag.zip(d, c).pluck(1)
