@@ -92,7 +92,7 @@ def delayed(
         _check_key(name)
     parents: list[Delayed] = []
     if traverse or is_collection(obj):
-        task = _computation(obj, parents)
+        task = _searched(obj, parents)
         if parents:
             if name is None and len(parents) == 1 and task == parents[0]._key:
                 return parents[0]  # a collection of another kind
@@ -228,6 +228,9 @@ class Delayed(Collection):
             "row cannot be delayed. Compute it first, or put the decision into a delayed function"
         )
 
+    def __int__(self) -> int:
+        raise TypeError(f"int() cannot be delayed; use delayed(int)({self!r:.40}), or compute it first")
+
     def __contains__(self, item: Any) -> bool:
         raise TypeError(f"'in' cannot be delayed; use delayed(operator.contains)(x, {item!r:.40})")
 
@@ -297,6 +300,8 @@ class DelayedLeaf(Delayed):
         self, /, *args: Any, pure: bool | None = None, task_key: Any = None, dask_key_name: Any = None, **kwargs: Any
     ) -> Delayed:
         function = self._obj
+        if not callable(function):  # a task with it in front would be no task but data
+            raise TypeError(f"{type(function).__name__!r} object is not callable: {self!r} is no delayed function")
         if kwargs:
             function = self._with_names(tuple(kwargs))
         if pure is None:
@@ -463,7 +468,7 @@ def _call(
             task.append(arg._key)
             parents.append(arg)
         else:
-            task.append(_computation(arg, parents))
+            task.append(_searched(arg, parents))
     return _new(Delayed, key, tuple(task), tuple(parents), nout)
 
 
@@ -508,6 +513,17 @@ def _kind_of(value: Any) -> int:
             _kinds.pop(old, None)
     _kinds[cls] = kind
     return kind
+
+
+def _searched(value: Any, parents: list[Delayed]) -> Any:
+    """The same as _computation, for what the user gave as a whole."""
+    try:
+        return _computation(value, parents)
+    except RecursionError:
+        raise RecursionError(
+            f"an argument of type {type(value).__name__} is nested too deep to be searched for delayed values, or has "
+            "itself inside; if there are none in it, hand it over as delayed(argument, traverse=False)"
+        ) from None
 
 
 def _computation(value: Any, parents: list[Delayed]) -> Any:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import gc
 import inspect
 import math
@@ -16,6 +17,7 @@ from functools import partial, wraps
 import cloudpickle
 import dask
 import dask.array
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -404,6 +406,51 @@ def test_what_cannot_be_delayed_says_so():
     with pytest.raises(TypeError, match="a Delayed cannot be changed"):
         del x[0]
     assert x.compute() == 2
+
+
+def test_numbers_are_not_made_of_a_delayed():
+    x = delayed(inc)(1)
+    with pytest.raises(TypeError, match=r"int\(\) cannot be delayed; use delayed\(int\)"):
+        int(x)
+    with pytest.raises(TypeError, match="not 'Delayed'"):
+        float(x)
+    with pytest.raises(TypeError, match="not Delayed"):
+        [1, 2, 3][x]
+
+
+def test_a_value_that_is_no_function_cannot_be_called():
+    for value in (None, "x", 5, [len]):
+        with pytest.raises(TypeError, match=f"'{type(value).__name__}' object is not callable: Delayed"):
+            delayed(value)(1)
+    with pytest.raises(TypeError, match="'int' object is not callable"):
+        delayed(inc)(1)(2).compute()
+
+
+def test_arguments_that_are_nested_too_deep_to_be_searched():
+    nested = functools.reduce(lambda inner, _: [inner], range(5_000), 1)
+    circle = [1]
+    circle.append(circle)
+    for value in (nested, circle):
+        for make in (delayed(type), delayed, lambda value: delayed(dict)(k=[value])):
+            with pytest.raises(RecursionError, match=r"or has itself inside; .*delayed\(argument, traverse=False\)"):
+                make(value)
+        assert delayed(id)(delayed(value, traverse=False)).compute() == id(value)
+
+
+def test_numpy_arrays_as_arguments_and_operands():
+    x = delayed(inc)(1)
+    array = np.arange(3)
+    assert delayed(id)(array).compute() == id(array)
+    np.testing.assert_array_equal((x + array).compute(), [2, 3, 4])
+    assert (np.float64(2) + x).compute() == 4.0
+    assert np.add(x, 1).compute() == 3
+    # an array on the left asks each of its items, which gives an array of Delayed
+    np.testing.assert_array_equal(compute((array + x).tolist())[0], [2, 3, 4])
+
+
+def test_names_of_parameters_that_are_like_ours():
+    names = dict.fromkeys(("self", "function", "obj", "name", "nout", "traverse", "key", "head", "args", "kwargs"), 1)
+    assert delayed(dict)(**names).compute() == names
 
 
 def test_hash_equality_and_repr():

@@ -197,8 +197,17 @@ def unpack(
 
     makers: list[Maker | None] = []
     for arg in args:
-        place = None if traverse else number(arg)
-        makers.append(_maker(arg, number) if traverse else None if place is None else operator.itemgetter(place))
+        if traverse:
+            try:
+                makers.append(_maker(arg, number))
+            except RecursionError:
+                raise RecursionError(
+                    f"an argument of type {type(arg).__name__} is nested too deep to be searched for collections, or has "
+                    "itself inside; with traverse=False arguments are not searched"
+                ) from None
+        else:
+            place = number(arg)
+            makers.append(None if place is None else operator.itemgetter(place))
 
     def repack(values: Sequence[Any]) -> tuple[Any, ...]:
         return tuple([arg if maker is None else maker(values) for arg, maker in zip(args, makers, strict=True)])

@@ -175,6 +175,15 @@ def test_nested_data():
     assert compute(item for item in [x, 5]) == ([2, 5],)
 
 
+def test_data_nested_too_deep_to_be_searched():
+    circle = [1]
+    circle.append(circle)
+    for run in (compute, persist, optimize):
+        with pytest.raises(RecursionError, match="type list is nested too deep .* with traverse=False"):
+            run(delayed(1), circle)
+        assert run(circle, traverse=False)[0] is circle
+
+
 def test_data_without_collections_is_the_same_object():
     data = {"a": [1, (2,)], "b": Box(3)}
     assert compute(data, 5, None)[0] is data
