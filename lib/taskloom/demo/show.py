@@ -267,8 +267,9 @@ def reasons(rows: Sequence[Row], workers: int, size: str, load: float) -> Iterat
     if workers < 2:
         yield "With one task at a time no scheduler is faster than a loop: what it takes longer is what it costs."
         return
-    busy = f" Or other programs had the CPUs: {load:.1f} of them before this began." if load > 0.3 else ""
-    more = busy + ("" if size == "large" else " Try --size large." if size == "medium" else " Try the other sizes.")
+    more = "" if size == "large" else " Try --size large." if size == "medium" else " Try the other sizes."
+    if load > 0.3:
+        more = f" Other programs wanted {load:.1f} CPUs when this began." + more
     speed = {(row.name, way): row.seconds["plain loop"] / row.seconds[way] for row in rows for way in row.seconds}
     threads, processes = speed["log analysis", "threads"], speed["log analysis", "processes"]
     if processes > 1.2 and processes > threads:
@@ -278,8 +279,8 @@ def reasons(rows: Sequence[Row], workers: int, size: str, load: float) -> Iterat
         )
     else:
         yield (
-            "The log analysis is pure Python, which processes make faster when there is enough to do: here they took "
-            f"as long to start as they saved.{more}"
+            "The log analysis is pure Python, which processes make faster where there is enough to do and a CPU for "
+            f"each. Here that was not so.{more}"
         )
     if ("matrix product", "threads") not in speed:
         return
@@ -290,7 +291,7 @@ def reasons(rows: Sequence[Row], workers: int, size: str, load: float) -> Iterat
             + ("Processes have to send them to each other." if threads > processes else "Processes do too.")
         )
     else:
-        yield f"The blocks were too small for threads to help.{more}"
+        yield f"Threads make NumPy faster where the blocks are large and CPUs are free. Here that was not so.{more}"
 
 
 @contextlib.contextmanager
