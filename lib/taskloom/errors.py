@@ -10,6 +10,15 @@
     +-- SerializationError (TypeError)   a function, argument or result that does not pickle; names it
     +-- WorkerDiedError (RuntimeError)   a process died while it ran a task; names the task and the signal
     +-- RemoteError (RuntimeError)       stands for a task's error that could not be sent here as itself
+    +-- CommError (ConnectionError)      something between two processes of a cluster
+        +-- AddressError (ValueError)    an address that cannot be read, or must not be used in this way
+        +-- ConnectError                 nobody could be reached there
+        |   +-- ConnectTimeoutError (TimeoutError)  nobody answered in time
+        +-- HandshakeError               the two sides do not get together: token, versions, role; says what to do
+        +-- TokenError                   the file of the token is not there, or not safe
+        +-- ConnectionLostError          the connection ended while it was in use
+        +-- ProtocolError (ValueError)   bytes came that are no message
+        +-- MessageTooLargeError (ValueError)  a message beyond the limits; it was not sent
 
 An error that a task raises is none of these: it reaches the caller as itself.
 """
@@ -17,13 +26,22 @@ An error that a task raises is none of these: it reaches the caller as itself.
 from __future__ import annotations
 
 __all__ = [
+    "AddressError",
+    "CommError",
+    "ConnectError",
+    "ConnectTimeoutError",
+    "ConnectionLostError",
     "CycleError",
     "GraphError",
+    "HandshakeError",
     "InvalidGraphError",
+    "MessageTooLargeError",
     "MissingKeyError",
+    "ProtocolError",
     "RemoteError",
     "SerializationError",
     "TaskloomError",
+    "TokenError",
     "WorkerDiedError",
 ]
 
@@ -91,3 +109,50 @@ class RemoteError(TaskloomError, RuntimeError):
 
     Its message holds the type, the text and the traceback that the error had there.
     """
+
+
+class CommError(TaskloomError, ConnectionError):
+    """Something went wrong between two processes of a cluster."""
+
+
+class AddressError(CommError, ValueError):
+    """An address that cannot be read, or that must not be used in this way, as ``tcp://`` off this machine."""
+
+
+class ConnectError(CommError):
+    """Nobody could be reached at an address."""
+
+
+class ConnectTimeoutError(ConnectError, TimeoutError):
+    """Nobody answered at an address in time."""
+
+
+class HandshakeError(CommError):
+    """The two sides of a new connection do not get together.
+
+    Attributes:
+        code: which of the reasons it was, one of ``taskloom.protocol.handshake.CODES``, such as "token".
+    """
+
+    def __init__(self, message: str, code: str = "peer") -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[HandshakeError], tuple[str, str]]:
+        return type(self), (str(self), self.code)
+
+
+class TokenError(CommError):
+    """The token is not where it should be, or where others can read it."""
+
+
+class ConnectionLostError(CommError):
+    """A connection ended while it was in use: the other process died, or the network."""
+
+
+class ProtocolError(CommError, ValueError):
+    """Bytes came that are no message, or one beyond the limits. The connection that they came on is of no use any more."""
+
+
+class MessageTooLargeError(CommError, ValueError):
+    """A message is larger than the other side would take. It was not sent; the connection goes on."""
