@@ -718,6 +718,21 @@ def test_fused_chains_name_the_step():
     assert get({"x": (inc, 1), "y": (inc, "x"), "z": (inc, "y")}, "z", optimize_graph=True) == 4
 
 
+def test_what_is_done_is_told_before_a_long_task_begins(tmp_path):
+    """One process makes a value and then waits for another one to use it: it must have been told of."""
+    used = tmp_path / "used"
+
+    def use(x, n):
+        if n:
+            used.touch()
+        else:
+            until(used.exists)
+        return x + n
+
+    graph = {"first": (inc, 1), "wait": (use, "first", 0), "touch": (use, "first", 1)}
+    assert get(graph, ["wait", "touch"], num_workers=2) == (2, 3)
+
+
 def test_many_small_runs_keep_their_processes():
     with ProcessPool(2) as pool:
         pids = {get({"x": (os.getpid,)}, "x", pool=pool) for _ in range(200)}

@@ -34,12 +34,13 @@ from taskloom.local.run import evaluate
 from taskloom.serialize.errors import dump_error
 from taskloom.serialize.objects import IN_BAND, PROTOCOL, Packer, _Pickler, dumps, store
 
-__all__ = ["OUTPUT", "PRIVATE", "WANTED", "ResultError", "in_child", "main"]
+__all__ = ["LONG", "OUTPUT", "PRIVATE", "WANTED", "ResultError", "in_child", "main"]
 
 # What becomes of a task's value.
 PRIVATE = 0  # only tasks of the same block use it
 WANTED = 1  # others may use it: goes with the report if it is small
 OUTPUT = 2  # the caller gets it
+LONG = 4  # and, beside one of these: the task takes long, so what was done before is reported before
 
 REPORT_EVERY = 0.002  # seconds between reports while tasks run
 SMALL = 64 * 1024  # bytes that go with a report without being asked for
@@ -262,6 +263,16 @@ class Child:
             except IndexError:
                 break
             i = ids[k]
+            want = wants[k]
+            if want & LONG:
+                want &= ~LONG
+                if stops:
+                    cell[0] = -1
+                    if not report.send():
+                        return
+                    now = perf_counter()
+                    report.begin(now)
+                    due = now + REPORT_EVERY
             cell[0] = i
             spec = specs[k]
             needed = deps[k]
@@ -290,7 +301,6 @@ class Child:
             if count:
                 values[i] = value
                 refs[i] = count
-            want = wants[k]
             if want:
                 report.add(i, value, want)
             value = None

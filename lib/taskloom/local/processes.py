@@ -29,7 +29,7 @@ from taskloom.diagnostics.events import Record
 from taskloom.errors import SerializationError, WorkerDiedError
 from taskloom.graph.compile import CALL, PLAIN, PUSH, REFS, VALUE
 from taskloom.local.channel import materialize
-from taskloom.local.child import OUTPUT, WANTED, ResultError
+from taskloom.local.child import LONG, OUTPUT, REPORT_EVERY, WANTED, ResultError
 from taskloom.local.placement import DONE, ELSEWHERE, SENT, Packed, Placement, Share
 from taskloom.local.pool import MOST_BLOBS, Process, ProcessPool, describe_exit
 from taskloom.local.run import Run, function_name, name_of
@@ -183,7 +183,7 @@ class ProcessRun:
         share.drops = []
         process.post(header, [*[self.table.blobs[d] for d in new], packer.getvalue(), *packer.buffers, *buffers])
 
-    def wants(self, block: list[int]) -> tuple[bytes, list[int]]:
+    def wants(self, share: Share, block: list[int]) -> tuple[bytes, list[int]]:
         """What becomes of each value of a block, and how many uses of it are to come."""
         self.block += 1
         number, mark, wanted = self.block, self.mark, self.wanted
@@ -204,13 +204,16 @@ class ProcessRun:
                     wants[n] = WANTED
             elif not all(mark[f] == number for f in followers):  # type: ignore[union-attr]
                 wants[n] = WANTED
+        for n, cost in enumerate(share.loads[-len(block) :]):
+            if cost > REPORT_EVERY:
+                wants[n] |= LONG
         return bytes(wants), left
 
     def pack(self, share: Share, block: list[int]) -> tuple[Packer, list[Any]]:
         plan, values, placement = self.plan, self.run.values, self.placement
         tasks, all_specs, all_deps = plan.tasks, plan.specs, plan.deps
         state, place, has, index = placement.state, placement.place, share.has, share.index
-        wants, left = self.wants(block)
+        wants, left = self.wants(share, block)
         specs, functions, args, deps = [], [], [], []
         data: dict[int, Any] = {}
         packed: list[tuple[int, int]] = []
