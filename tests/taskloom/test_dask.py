@@ -476,7 +476,7 @@ def test_ours_and_dasks_together(get):
 
 def test_ours_in_dask(get):
     x = delayed(inc)(1)
-    y = delayed(add)(x, b"x" and 10)
+    y = delayed(add)(x, 10)
     assert dask.is_dask_collection(x)
     assert dask.compute(x, [y, {"k": x}], scheduler=get) == (2, [12, {"k": 2}])
     assert dask.compute(x, dask.delayed(inc)(1), numbers((4,), 2).size, scheduler=get) == (2, 2, 4)
