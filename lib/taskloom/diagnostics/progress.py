@@ -176,7 +176,8 @@ class _Line:
     """
 
     def __init__(self, label: str, total: int | None, minimum: float, dt: float) -> None:
-        self.label = " ".join(label.split())
+        # one line, and nothing that a terminal would obey
+        self.label = " ".join("".join([c for c in label if c.isprintable() or c.isspace()]).split())
         self.total = total
         self.done = 0
         self.dt = dt
@@ -324,7 +325,7 @@ class _Plain:
     def close(self) -> None: ...
 
     def _write(self, line: _Line, now: float) -> None:
-        self.file.write(plain_text(line, now) + "\n")
+        self.file.write(_encodable(plain_text(line, now), self.file) + "\n")
         self.file.flush()
 
 
@@ -362,7 +363,7 @@ class _Terminal:
         self.lines = [other for other in self.lines if other is not line]
         if self.live is not None:
             self.live.refresh()  # take it from what moves, else it would be there twice for a moment
-        self.console.print(self._row(line, now), no_wrap=True, overflow="ellipsis", crop=True)
+        self.console.print(self._row(line, now), crop=True)
 
     def close(self) -> None:
         if self.live is not None:
@@ -383,22 +384,63 @@ class _Terminal:
     def _row(self, line: _Line, now: float) -> Any:
         from rich.text import Text
 
-        numbers = f"{_counts(line):>13} {int(100 * _share(line)):>3}%  {_times(line, now):<17}"
-        if line.total is None:
-            numbers = f"{_counts(line):>13}  {_times(line, now):<17}"
-        row = Text(no_wrap=True, overflow="ellipsis")
-        if line.label:
-            row.append(f"{line.label:<{_LABEL_WIDTH}} ")
-        width = max(8, min(_BAR_WIDTH, self.console.width - len(row) - len(numbers) - 2))
-        full, empty = ("#", "-") if self.console.options.ascii_only else ("━", "━")
+        ascii_only = self.console.options.ascii_only
+        overflow: Any = "crop" if ascii_only else "ellipsis"
+        label = Text(_encodable(line.label, self.file), no_wrap=True, overflow=overflow)
+        numbers, label_width, width = _layout(line, now, label.cell_len, self.console.width)
+        row = Text(no_wrap=True, overflow=overflow)
+        if label_width:
+            label.truncate(label_width, overflow=overflow, pad=True)
+            row.append_text(label).append(" ")
+        full, empty = ("#", "-") if ascii_only else ("━", "━")
         filled = int(_share(line) * width)
         style = {"running": "magenta", "done": "green"}.get(line.state, "red")
         row.append(full * filled, style)
         # without colours the two parts of the bar would look the same
         coloured = self.console.color_system is not None and not self.console.no_color
         row.append((empty if coloured or empty != full else " ") * (width - filled), "bright_black")
-        row.append(" " + numbers.rstrip(), style if line.state in ("failed", "stopped") else "")
+        row.append(" " * bool(width) + numbers.rstrip(), style if line.state in ("failed", "stopped") else "")
         return row
+
+
+def _layout(line: _Line, now: float, label: int, room: int) -> tuple[str, int, int]:
+    """What of a line has room in a terminal.
+
+    Args:
+        label: columns that the whole label takes.
+        room: columns of the terminal.
+
+    Returns:
+        The numbers, and columns for the label and for the bar; 0 leaves it out. In a narrow terminal the bar goes
+        first, then the times, then the counts.
+    """
+    counts, times = _counts(line), _times(line, now)
+    share = "" if line.total is None else f"{int(100 * _share(line))}%"
+    numbers = f"{counts:>13} {share:>4}  {times:<17}" if share else f"{counts:>13}  {times:<17}"
+    column = max(label, _LABEL_WIDTH) if label else 0
+    left = room - len(numbers) - 1 - (column + 1 if column else 0)
+    if left >= 8:
+        return numbers, column, min(_BAR_WIDTH, left)
+    some = min(label, 8)
+    for parts in ((counts, share, times), (counts, share), (share or counts,)):
+        numbers = " ".join([part for part in parts if part])
+        if some + 1 + len(numbers) <= room:
+            break
+    column = max(0, min(label, room - len(numbers) - 1))
+    left = room - len(numbers) - 1 - (column + 1 if column else 0)
+    return numbers, column, left if left >= 4 else 0
+
+
+def _encodable(text: str, file: Any) -> str:
+    """Text that a file takes: what its encoding lacks is replaced."""
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding, getattr(file, "errors", None) or "strict")
+    except UnicodeError:
+        return text.encode(encoding, "replace").decode(encoding)
+    except LookupError:  # an encoding that only this file knows
+        pass
+    return text
 
 
 class _Notebook:
