@@ -248,11 +248,11 @@ LOGS = show.Size(files=2, lines=60_000, blocks=2, block=8)
 MATRICES = show.Size(files=2, lines=10, blocks=4, block=640)
 STAGES = {
     "writing": (r"writing log files", LOGS),
-    "plain": (r"plain loop   .*/\d", LOGS),
-    "sync": (r"sync   .*/\d", LOGS),
-    "threads": (r"threads   .*/\d", LOGS),
-    "processes": (r"processes   .*/\d", LOGS),
-    "matrices": (r"2\. A matrix product(?s:.*)threads   .*/\d", MATRICES),
+    "plain": (r"plain loop .*\d/\d", LOGS),
+    "sync": (r"sync .*\d/\d", LOGS),
+    "threads": (r"threads .*\d/\d", LOGS),
+    "processes": (r"processes .*\d/\d", LOGS),
+    "matrices": (r"2\. A matrix product(?s:.*)threads .*\d/\d", MATRICES),
 }
 
 
