@@ -146,5 +146,8 @@ def _time(seconds: float) -> str:
 
 
 def _short(key: Any) -> str:
-    text = repr(key)
+    try:
+        text = repr(key)
+    except Exception:
+        text = f"<{type(key).__qualname__}, which has no repr>"
     return text if len(text) <= 200 else text[:197] + "..."

@@ -319,7 +319,7 @@ class ProcessRun:
                 self.placement.learn_mean(ids, seconds / len(ids))
         else:
             begun, stops = times
-            starts = [begun, *stops[:-1]]
+            starts = [begun, *stops][: len(stops)]  # none, if the first task of the block raised an error
             self.placement.learn(ids, [stop - start for start, stop in zip(starts, stops, strict=True)])
             if self.run.posttask:
                 self.tell(share, ids, starts, stops)
