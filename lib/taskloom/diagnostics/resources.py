@@ -158,15 +158,16 @@ class _Sampler(threading.Thread):
         import psutil
 
         me = psutil.Process()
-        while True:
-            stopped = self.stop.is_set()  # before the sample, so that one comes after the end
-            try:
-                self.results.append(self._sample(psutil, me))
-            except psutil.Error:  # not allowed to look, or a process that is gone: no sample this time
-                pass
-            if stopped:
-                return
-            self.stop.wait(self.dt)
+        self._take(psutil, me)
+        while not self.stop.wait(self.dt):
+            self._take(psutil, me)
+        self._take(psutil, me)  # after the end
+
+    def _take(self, psutil: Any, me: Any) -> None:
+        try:
+            self.results.append(self._sample(psutil, me))
+        except psutil.Error:  # not allowed to look, or a process that is gone: no sample this time
+            pass
 
     def _sample(self, psutil: Any, me: Any) -> Resources:
         memory = 0
