@@ -1,0 +1,197 @@
+"""The client: what it has asked for, and what has become of it.
+
+A client keeps each of its submissions until none of their tasks is wanted or needed by one that is. So it can send them
+again to a scheduler that has started anew; what workers still hold of them is not computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from taskloom.core.messages import (
+    Cancel,
+    Done,
+    Erred,
+    Functions,
+    Options,
+    Pending,
+    Release,
+    Retry,
+    Submit,
+)
+
+__all__ = ["FAILED", "PENDING", "READY", "ClientMachine", "Wish"]
+
+PENDING, READY, FAILED = "pending", "ready", "failed"
+
+
+class Wish(NamedTuple):
+    """What the client knows of a value that it wants.
+
+    Attributes:
+        state: PENDING, READY or FAILED.
+        place: number of a worker that has the value; ``tid``, what it calls it; ``size``, its bytes.
+        result: the value itself where it was small, else None.
+        culprit: the counter of the task that failed; ``error``, by what.
+    """
+
+    state: str = PENDING
+    place: int = -1
+    tid: int = -1
+    size: int = 0
+    result: Any = None
+    culprit: int = -1
+    error: Any = None
+
+
+_PENDING = Wish()
+
+
+class ClientMachine:
+    """The client's machine.
+
+    Args:
+        uuid: its name, never used by another one.
+
+    Attributes:
+        wishes: counter -> :class:`Wish`, of what is wanted.
+    """
+
+    def __init__(self, uuid: bytes) -> None:
+        self.uuid = uuid
+        self.wishes: dict[int, Wish] = {}
+        self._next = 0
+        self._functions: dict[Any, int] = {}
+        self._payloads: list[Any] = []
+        self._known = 0  # functions that this scheduler has been told of
+        self._blocks: list[Submit] = []
+        self._released: set[int] = set()
+
+    def submit(
+        self,
+        functions: Sequence[tuple[Any, Any]],
+        args: Sequence[Any],
+        deps: Sequence[Sequence[int]],
+        wanted: bytes,
+        options: Options | None = None,
+    ) -> tuple[int, list[Any]]:
+        """New tasks.
+
+        Args:
+            functions: (hash, payload) of each one's.
+            args: opaque.
+            deps: counters of the inputs; those within the submission as they will be: the first task's counter is
+                :attr:`next_counter`.
+            wanted: 1 for each value that is wanted, else 0.
+            options: what else is said of them.
+
+        Returns:
+            The counter of the first, and the messages to the scheduler.
+        """
+        first = self._next
+        numbers = []
+        for digest, payload in functions:
+            number = self._functions.get(digest)
+            if number is None:
+                number = self._functions[digest] = len(self._payloads)
+                self._payloads.append(payload)
+            numbers.append(number)
+        block = Submit(first, numbers, list(args), list(deps), wanted, options or Options())
+        self._next += len(numbers)
+        self._blocks.append(block)
+        for k, want in enumerate(wanted):
+            if want:
+                self.wishes[first + k] = _PENDING
+        return first, [*self._new_functions(), block]
+
+    @property
+    def next_counter(self) -> int:
+        """The counter of the next task."""
+        return self._next
+
+    def _new_functions(self) -> list[Any]:
+        if self._known == len(self._payloads):
+            return []
+        numbers = range(self._known, len(self._payloads))
+        self._known = len(self._payloads)
+        return [Functions(list(numbers), [self._payloads[n] for n in numbers])]
+
+    def release(self, counters: Iterable[int]) -> list[Any]:
+        """Values that are wanted no longer; the messages to the scheduler."""
+        gone = [counter for counter in counters if self.wishes.pop(counter, None) is not None]
+        if not gone:
+            return []
+        self._forget()
+        return [Release(gone)]
+
+    def _forget(self) -> None:
+        """Let go of submissions of which nothing is wanted, and which nothing that is wanted is made of."""
+        if len(self._blocks) < 2 * self._kept_blocks + 16:
+            if self.wishes:
+                return
+            self._blocks.clear()
+        needed: set[int] = set(self.wishes)
+        kept = []
+        for block in reversed(self._blocks):
+            counters = range(block.first, block.first + len(block.functions))
+            if any(counter in needed for counter in counters):
+                kept.append(block)
+                for needs in block.deps:
+                    needed.update(needs)
+        self._blocks = kept[::-1]
+        self._kept_blocks = len(kept)
+
+    _kept_blocks = 0
+
+    def cancel(self, counters: Sequence[int]) -> list[Any]:
+        """Tasks that are not to be computed; the messages."""
+        return [Cancel(list(counters))]
+
+    def retry(self, counters: Sequence[int]) -> list[Any]:
+        """Tasks that failed and are to be tried again; the messages."""
+        again = [counter for counter in counters if counter in self.wishes and self.wishes[counter].state == FAILED]
+        for counter in again:
+            self.wishes[counter] = _PENDING
+        return [Retry(again)] if again else []
+
+    def connected(self) -> list[Any]:
+        """A scheduler that does not know us: all that is still wanted."""
+        self._known = 0
+        messages: list[Any] = self._new_functions()
+        for block in self._blocks:
+            wishes = [self.wishes.get(block.first + k) for k in range(len(block.wanted))]
+            wanted = bytes([wish is not None and wish.state != FAILED and wish.result is None for wish in wishes])
+            messages.append(block._replace(wanted=wanted))
+        for counter, wish in self.wishes.items():
+            if wish.state == READY and wish.result is None:
+                self.wishes[counter] = _PENDING
+        return messages
+
+    def handle(self, messages: Sequence[Any]) -> list[int]:
+        """Messages of the scheduler; counters of the wishes that have changed."""
+        changed: list[int] = []
+        wishes = self.wishes
+        for message in messages:
+            kind = type(message)
+            if kind is Done:
+                columns = zip(
+                    message.counters, message.tids, message.sizes, message.places, message.results, strict=True
+                )
+                for counter, tid, size, place, result in columns:
+                    if counter in wishes:
+                        wishes[counter] = Wish(READY, place, tid, size, result)
+                        changed.append(counter)
+            elif kind is Erred:
+                for counter, culprit, error in zip(message.counters, message.culprits, message.errors, strict=True):
+                    if counter in wishes:
+                        wishes[counter] = Wish(FAILED, culprit=culprit, error=error)
+                        changed.append(counter)
+            elif kind is Pending:
+                for counter in message.counters:
+                    if counter in wishes:
+                        wishes[counter] = _PENDING
+                        changed.append(counter)
+            else:
+                raise TypeError(f"no message for a client: {message!r}")
+        return changed

@@ -1,0 +1,331 @@
+"""What client, scheduler and worker say to each other.
+
+A message is a named tuple of plain values; on the wire it is a list that begins with its class's place in ``KINDS``.
+Payloads (functions, arguments, results, errors) are opaque: nobody between the two ends looks into them.
+
+Who a task is:
+
+- between a client and the scheduler by the client's ``counter``: 0, 1, 2, ... in the order of submission, so that a task's
+  inputs always have lower counters than the task;
+- between scheduler and workers, and among workers, by its ``tid``, a number that a scheduler uses once;
+- across the death of a scheduler by the client's UUID and the counter.
+
+**The stale rule.** A scheduler numbers what it sends to workers (``grant``), without ever using a number twice. A task has one
+current grant or none. What a worker reports under another grant is stale and dropped. That is all that guards against late
+messages of workers that were given up, tasks that were taken back, and slots that hold another task by now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+__all__ = [
+    "KINDS",
+    "Announce",
+    "Ask",
+    "Cancel",
+    "CancelTasks",
+    "Copy",
+    "Done",
+    "Drop",
+    "Erred",
+    "Fetched",
+    "Functions",
+    "GaveBack",
+    "Give",
+    "Lost",
+    "Missing",
+    "Options",
+    "Pending",
+    "Release",
+    "Report",
+    "Retry",
+    "Run",
+    "Status",
+    "Submit",
+    "TakeBack",
+    "Unask",
+    "Want",
+]
+
+
+class Options(NamedTuple):
+    """What the user says about the tasks of one submission.
+
+    Attributes:
+        priority: greater goes first.
+        retries: how many times a task that raised is run again.
+        workers: names of the workers that may run them; empty: all.
+        resources: name -> amount that one takes while it runs.
+        deaths: how many workers may die while they run one, before it is given up.
+    """
+
+    priority: int = 0
+    retries: int = 0
+    workers: tuple[str, ...] = ()
+    resources: tuple[tuple[str, float], ...] = ()
+    deaths: int = 3
+
+
+# --- client -> scheduler
+
+
+class Submit(NamedTuple):
+    """A block of tasks, in columns; the k-th has the counter ``first + k``.
+
+    Attributes:
+        functions: number of each task's function, see :class:`Functions`.
+        args: its arguments, opaque; None where its inputs are all.
+        deps: counters of its inputs, each once, all lower than its own.
+        wanted: 1 where the client wants the value, else 0.
+    """
+
+    first: int
+    functions: Sequence[int]
+    args: Sequence[Any]
+    deps: Sequence[Sequence[int]]
+    wanted: bytes
+    options: Options
+
+
+class Functions(NamedTuple):
+    """Functions by number, once. From a client the numbers are its own; to a worker, the scheduler's."""
+
+    numbers: Sequence[int]
+    payloads: Sequence[Any]
+
+
+class Release(NamedTuple):
+    """The client wants these values no longer."""
+
+    counters: Sequence[int]
+
+
+class Want(NamedTuple):
+    """The client wants these after all; it has not released the tasks that they are made of."""
+
+    counters: Sequence[int]
+
+
+class Cancel(NamedTuple):
+    """These are not to be computed, whoever needs them."""
+
+    counters: Sequence[int]
+
+
+class Retry(NamedTuple):
+    """Those of these that have failed, and what they failed by, are to be tried again."""
+
+    counters: Sequence[int]
+
+
+# --- scheduler -> client
+
+
+class Done(NamedTuple):
+    """Values are there.
+
+    Attributes:
+        tids: what workers call them.
+        sizes: bytes of each.
+        places: numbers of workers that have them.
+        results: the small ones themselves; else None.
+    """
+
+    counters: Sequence[int]
+    tids: Sequence[int]
+    sizes: Sequence[int]
+    places: Sequence[int]
+    results: Sequence[Any]
+
+
+class Erred(NamedTuple):
+    """Tasks that have failed.
+
+    Attributes:
+        culprits: the counter of the task that raised: itself, or one that it needs.
+        errors: what it raised, opaque, or a :class:`Lost` of ours.
+    """
+
+    counters: Sequence[int]
+    culprits: Sequence[int]
+    errors: Sequence[Any]
+
+
+class Pending(NamedTuple):
+    """Values that were there are lost with their workers, and are being computed again."""
+
+    counters: Sequence[int]
+
+
+class Lost(NamedTuple):
+    """An error that the scheduler itself makes.
+
+    Attributes:
+        kind: "died": workers died while they ran it; "cancelled"; "data": data that a client had put on workers is gone;
+            "unknown": the task needs what the scheduler does not know.
+        words: what happened.
+    """
+
+    kind: str
+    words: str
+
+
+# --- scheduler -> worker
+
+
+class Run(NamedTuple):
+    """Tasks to run, in columns.
+
+    Attributes:
+        grant: their grant, see above.
+        tids: who they are.
+        priorities: less goes first.
+        deps: tids of the inputs.
+        sources: tid -> number of the worker that has an input or is going to make it, for those from elsewhere.
+        owners: client UUID and, for each task, its counter; for the announcement after a scheduler's death.
+    """
+
+    grant: int
+    tids: Sequence[int]
+    priorities: Sequence[int]
+    functions: Sequence[int]
+    args: Sequence[Any]
+    deps: Sequence[Sequence[int]]
+    wanted: bytes
+    sources: dict[int, int]
+    owners: Sequence[tuple[bytes, int]]
+    resources: Sequence[tuple[tuple[str, float], ...]]
+
+
+class TakeBack(NamedTuple):
+    """Give back those of these that were not begun; :class:`GaveBack` answers."""
+
+    tids: Sequence[int]
+
+
+class CancelTasks(NamedTuple):
+    """Stop these, begun or not, and forget them. There is no answer; what is still reported is stale."""
+
+    tids: Sequence[int]
+
+
+class Drop(NamedTuple):
+    """Forget these values."""
+
+    tids: Sequence[int]
+
+
+class Copy(NamedTuple):
+    """Fetch these values from other workers, tid -> worker, and keep them; :class:`Fetched` answers."""
+
+    sources: dict[int, int]
+
+
+# --- worker -> scheduler
+
+
+class Report(NamedTuple):
+    """What has become of tasks of one grant.
+
+    Attributes:
+        tids: done, in the order in which they ended.
+        sizes: bytes of each value.
+        seconds: how long each ran.
+        results: small values that the client wants; else None.
+        failed: tids that raised, and ``errors``, what.
+    """
+
+    grant: int
+    tids: Sequence[int]
+    sizes: Sequence[int]
+    seconds: Sequence[float]
+    results: Sequence[Any]
+    failed: Sequence[int]
+    errors: Sequence[Any]
+
+
+class GaveBack(NamedTuple):
+    """The answer to :class:`TakeBack`: ``tids`` will not run here; ``kept`` have begun or are done."""
+
+    tids: Sequence[int]
+    kept: Sequence[int]
+
+
+class Fetched(NamedTuple):
+    """Copies that were asked for are here."""
+
+    tids: Sequence[int]
+
+
+class Missing(NamedTuple):
+    """Values that a worker, by its number, should have and says it has not."""
+
+    tids: Sequence[int]
+    source: int
+
+
+class Status(NamedTuple):
+    """How a worker is. ``running``: tids that its threads are at, for blame."""
+
+    paused: bool
+    running: Sequence[int]
+
+
+class Announce(NamedTuple):
+    """What a worker has of the tasks of an earlier scheduler: client UUID, counter, size, its tid then; and is done."""
+
+    held: Sequence[tuple[bytes, int, int, int]]
+
+
+# --- worker -> worker, client -> worker
+
+
+class Ask(NamedTuple):
+    """Send these values: at once, or when they are there. The answers carry the ``serial``."""
+
+    serial: int
+    tids: Sequence[int]
+
+
+class Unask(NamedTuple):
+    """These are not needed any more."""
+
+    tids: Sequence[int]
+
+
+class Give(NamedTuple):
+    """Values: an answer to :class:`Ask`."""
+
+    serial: int
+    tids: Sequence[int]
+    sizes: Sequence[int]
+    values: Sequence[Any]
+
+
+KINDS: tuple[type, ...] = (
+    Submit,
+    Functions,
+    Release,
+    Want,
+    Cancel,
+    Retry,
+    Done,
+    Erred,
+    Pending,
+    Run,
+    TakeBack,
+    CancelTasks,
+    Drop,
+    Copy,
+    Report,
+    GaveBack,
+    Fetched,
+    Missing,
+    Status,
+    Announce,
+    Ask,
+    Unask,
+    Give,
+)

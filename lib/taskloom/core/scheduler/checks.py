@@ -1,0 +1,155 @@
+"""What must hold in a scheduler between two batches of events, and the story of a task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taskloom.core.scheduler.machine import CLIENT, Scheduler
+from taskloom.core.scheduler.state import DONE, ERRED, FREE, IDLE, NAMES, READY, SENT, WAITING
+
+__all__ = ["InvariantError", "story", "validate"]
+
+_ACTIVE = (WAITING, READY, SENT)
+
+
+class InvariantError(AssertionError):
+    """The scheduler's state contradicts itself: a bug of ours."""
+
+
+def validate(scheduler: Scheduler) -> None:
+    """Check everything; it looks at every task, so it is for tests.
+
+    Raises:
+        InvariantError: says what is wrong with which task, with its story.
+    """
+    tasks, workers, placing = scheduler.tasks, scheduler.workers, scheduler.placing
+
+    def require(condition: bool, slot: int, what: str) -> None:
+        if not condition:
+            raise InvariantError(
+                f"slot {slot} ({NAMES[tasks.state[slot]]}): {what}\n" + "\n".join(story(scheduler, slot))
+            )
+
+    size = len(tasks.state)
+    live = todo = 0
+    sent: dict[int, set[int]] = {number: set() for number in workers}
+    held: dict[int, set[int]] = {number: set() for number in workers}
+    queued: dict[int, set[int]] = {}
+    for number, worker in workers.items():
+        entries = {entry & 0xFFFFFFFF for entry in worker.queue + worker.blocked if placing._is_queued(worker, entry)}
+        queued[number] = entries
+    late = set()
+    for entry in placing.late:
+        slot = entry & 0xFFFFFFFF
+        if slot < size and tasks.owner[slot] is not None and tasks.priority(slot) == entry >> 32:
+            late.add(slot)
+    opened = {id(block) for _, _, block in placing.open}
+    for slot in range(size):
+        state = tasks.state[slot]
+        if state == FREE:
+            require(not tasks.deps[slot] and tasks.dependents[slot] is None, slot, "is free and linked")
+            require(tasks.args[slot] is None and tasks.function[slot] is None, slot, "is free and keeps something")
+            require(not tasks.uses[slot] and not tasks.wanted[slot], slot, "is free and needed")
+            require(slot not in tasks.copies and slot not in tasks.errors, slot, "is free and keeps something aside")
+            continue
+        block = tasks.owner[slot]
+        if block is None:  # a hole that was never filled
+            continue
+        live += 1
+        deps = tasks.deps[slot]
+        followers = list(tasks.followers(slot))
+        for d in deps:
+            require(tasks.state[d] != FREE, slot, f"needs {d}, which is forgotten")
+            require(slot in tasks.followers(d), slot, f"needs {d}, which does not know")
+        for f in followers:
+            require(slot in tasks.deps[f], slot, f"has the dependent {f}, which does not need it")
+        uses = tasks.wanted[slot] + sum(tasks.state[f] in _ACTIVE for f in followers)
+        require(tasks.uses[slot] == uses, slot, f"is counted {tasks.uses[slot]} times as needed, and is {uses} times")
+        require(
+            not (tasks.wanted[slot] and block.client.number not in scheduler.clients), slot, "is wanted by nobody there"
+        )
+        if state in _ACTIVE:
+            undone = sum(tasks.state[d] != DONE for d in deps)
+            unplaced = sum(tasks.state[d] not in (SENT, DONE) for d in deps)
+            require(
+                tasks.undone[slot] == undone, slot, f"counts {tasks.undone[slot]} inputs undone, there are {undone}"
+            )
+            require(
+                tasks.unplaced[slot] == unplaced, slot, f"counts {tasks.unplaced[slot]} unplaced, there are {unplaced}"
+            )
+            require(uses > 0, slot, "is needed by nobody")
+            require(not any(tasks.state[d] in (IDLE, ERRED) for d in deps), slot, "has an input that will never come")
+        if state in (WAITING, READY):
+            todo += 1
+            require(not tasks.grant[slot], slot, "was not sent and has a grant")
+            require((state == READY) == (tasks.unplaced[slot] == 0), slot, "is ready or not, against its inputs")
+        if state == READY:
+            ahead = id(block) in opened and slot - block.base >= block.cursor
+            there = sum([ahead, slot in late and tasks.place[slot] < 0, slot in placing.stuck])
+            there += sum(slot in entries for entries in queued.values())
+            require(there == 1, slot, f"is found in {there} places")
+        if state == SENT:
+            require(tasks.grant[slot] > 0, slot, "was sent without a grant")
+            require(tasks.place[slot] in workers, slot, "was sent to nobody there")
+            require(slot in workers[tasks.place[slot]].sent, slot, "was sent to a worker that does not know")
+            sent[tasks.place[slot]].add(slot)
+            if tasks.unplaced[slot]:
+                worker = workers[tasks.place[slot]]
+                asked = slot in worker.taking or slot in worker.begun
+                require(asked, slot, "was sent, its inputs are not on their way, and is not asked back")
+        if state == DONE:
+            require(uses > 0, slot, "is there and needed by nobody")
+            for number in tasks.holders(slot):
+                require(number in workers, slot, f"is on worker {number}, which is gone")
+                require(slot in workers[number].held, slot, f"is on worker {number}, which does not know")
+                held[number].add(slot)
+            require(tasks.place[slot] not in tasks.copies.get(slot, {}), slot, "is a copy of itself")
+        if state == ERRED:
+            require(slot in tasks.errors, slot, "has failed by nothing")
+        if state == IDLE:
+            require(not uses, slot, "is idle and needed")
+            require(bool(tasks.wanted[slot]) or tasks.dependents[slot] is not None, slot, "could be forgotten")
+            require(slot not in tasks.copies, slot, "is idle and has copies")
+        for number in tasks.copies.get(slot, ()):
+            require(number in workers, slot, f"has a copy on worker {number}, which is gone")
+    if live != tasks.live:
+        raise InvariantError(f"{live} tasks are there, {tasks.live} are counted")
+    if todo != placing.todo:
+        raise InvariantError(f"{todo} tasks are to be sent, {placing.todo} are counted")
+    for number, worker in workers.items():
+        if set(worker.sent) != sent[number]:
+            raise InvariantError(f"{worker!r} was sent {sent[number]}, it counts {set(worker.sent)}")
+        if worker.holds != len(held[number]):
+            raise InvariantError(f"{worker!r} holds {len(held[number])} values, it counts {worker.holds}")
+        total = sum(tasks.nbytes[slot] for slot in held[number])
+        if worker.nbytes != total:
+            raise InvariantError(f"{worker!r} holds {total} bytes, it counts {worker.nbytes}")
+        if abs(worker.load - sum(worker.sent.values())) > 1e-6:
+            raise InvariantError(f"{worker!r} has {sum(worker.sent.values())} s to do, it counts {worker.load}")
+        if not worker.taking | worker.begun <= set(worker.sent):
+            raise InvariantError(f"{worker!r} is asked back what it does not have: {worker.taking - set(worker.sent)}")
+        for name, amount in worker.resources.items():
+            taken = sum(dict(tasks.owner[slot].resources).get(name, 0) for slot in worker.sent)
+            if abs(worker.free[name] + taken - amount) > 1e-6:
+                raise InvariantError(f"{worker!r} has {amount} {name}, {taken} are taken and {worker.free[name]} free")
+
+
+def story(scheduler: Scheduler, slot: int) -> list[str]:
+    """What the events that are still remembered say of a task, oldest first."""
+    tasks = scheduler.tasks
+    if tasks.owner[slot] is None:
+        return []
+    tid, counter, client = tasks.tid(slot), tasks.counter(slot), tasks.owner[slot].client.number
+    lines = []
+    for now, kind, number, message in scheduler._story:
+        if _mentions(message, counter if kind == CLIENT and number == client else tid, kind == CLIENT):
+            lines.append(f"{now:.6f} {kind} {number}: {type(message).__name__}")
+    return lines
+
+
+def _mentions(message: Any, who: int, by_counter: bool) -> bool:
+    if by_counter:
+        if hasattr(message, "first"):
+            return bool(message.first <= who < message.first + len(message.functions))
+        return who in getattr(message, "counters", ())
+    return any(who in getattr(message, name, ()) for name in ("tids", "failed", "kept", "running"))

@@ -1,0 +1,770 @@
+"""The scheduler: messages of clients and workers in, messages to them out.
+
+::
+
+    scheduler.client_came(uuid), .worker_came(...)      who is there
+    scheduler.handle([(CLIENT, number, Submit(...)), (WORKER, number, Report(...)), ...], now) -> actions
+
+Every change of a task's state is one of the methods below whose name says which, and each is listed in ``TRANSITIONS``. Only
+:mod:`taskloom.core.scheduler.placing` makes tasks SENT.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from taskloom.core.messages import (
+    Announce,
+    Cancel,
+    CancelTasks,
+    Drop,
+    Fetched,
+    Functions,
+    GaveBack,
+    Lost,
+    Missing,
+    Release,
+    Report,
+    Retry,
+    Status,
+    Submit,
+    Want,
+)
+from taskloom.core.scheduler.outbox import Action, Outbox
+from taskloom.core.scheduler.placing import Placing
+from taskloom.core.scheduler.state import (
+    DONE,
+    ERRED,
+    FREE,
+    IDLE,
+    READY,
+    SENT,
+    SLOT,
+    WAITING,
+    Block,
+    Client,
+    Function,
+    Tasks,
+    Worker,
+)
+
+__all__ = ["CLIENT", "TRANSITIONS", "WORKER", "Scheduler"]
+
+CLIENT, WORKER = "client", "worker"
+_ACTIVE = frozenset((WAITING, READY, SENT))
+_STORY = 2000  # events that are kept for stories
+
+# (from, to) -> the method that does it, and when
+TRANSITIONS: dict[tuple[int, int], str] = {
+    (IDLE, WAITING): "_wake: somebody needs it, and an input is neither there nor on its way",
+    (IDLE, READY): "_wake: somebody needs it",
+    (WAITING, READY): "Placing._placed: its last input is on its way",
+    (READY, WAITING): "_unplaced: an input is not on its way any more",
+    (READY, SENT): "Placing.choose",
+    (SENT, DONE): "_done",
+    (SENT, READY): "_unsend: given back, its worker died, or to be tried again",
+    (SENT, WAITING): "_unsend: the same, and an input is missing by now",
+    (DONE, WAITING): "_lost: its workers died, and somebody needs it",
+    (DONE, READY): "_lost",
+    (DONE, IDLE): "_let_go: nobody needs it",
+    (WAITING, IDLE): "_let_go",
+    (READY, IDLE): "_let_go",
+    (SENT, IDLE): "_let_go",
+    (WAITING, ERRED): "_fail: an input failed, or it was cancelled",
+    (READY, ERRED): "_fail",
+    (SENT, ERRED): "_fail: it raised, or its input did, or workers died of it, or it was cancelled",
+    (IDLE, ERRED): "_fail: somebody needs it, and its input has failed",
+    (DONE, ERRED): "_lost: it was data",
+    (ERRED, IDLE): "_retry",
+    (IDLE, FREE): "_forget: nobody can need it any more",
+    (ERRED, FREE): "_forget",
+}
+
+
+class Scheduler:
+    """The scheduler's machine.
+
+    Args:
+        incarnation: greater than that of any scheduler that these workers have heard before; see the stale rule in
+            :mod:`taskloom.core.messages`.
+    """
+
+    def __init__(self, incarnation: int = 0) -> None:
+        self.tasks = Tasks()
+        self.workers: dict[int, Worker] = {}
+        self.clients: dict[int, Client] = {}
+        self.out = Outbox()
+        self.placing = Placing(self.tasks, self.workers, self.out, incarnation << 32)
+        self.now = 0.0
+        self._numbers = 0
+        self._functions = 0
+        self._ranks = 0
+        self._dead: list[Block] = []  # all of whose tasks are forgotten
+        self._story: deque[tuple[float, str, int, Any]] = deque(maxlen=_STORY)
+        self._handlers: dict[type, Callable[[Any, Any], None]] = {
+            Submit: self._submit,
+            Functions: self._functions_came,
+            Release: self._release,
+            Want: self._want,
+            Cancel: self._cancel,
+            Retry: self._retry,
+            Report: self._report,
+            GaveBack: self._gave_back,
+            Fetched: self._fetched,
+            Missing: self._missing,
+            Status: self._status,
+            Announce: self._announced,
+        }
+
+    # --- who is there
+
+    def client_came(self, uuid: bytes) -> int:
+        """A client has connected; its number."""
+        self._numbers += 1
+        self.clients[self._numbers] = Client(self._numbers, uuid)
+        return self._numbers
+
+    def client_left(self, number: int) -> None:
+        """A client has gone: nobody wants what it wanted."""
+        client = self.clients.pop(number)
+        self.out.forget_client(number)
+        wanted = self.tasks.wanted
+        for block in list(client.blocks):
+            self._unwant([slot for slot in range(block.base, block.base + block.count) if wanted[slot]])
+        self._sweep()
+
+    def worker_came(
+        self, name: str, threads: int = 1, limit: int = 0, resources: dict[str, float] | None = None
+    ) -> int:
+        """A worker has connected; its number.
+
+        Args:
+            name: what users call it.
+            threads: how many tasks it runs at a time.
+            limit: bytes of memory that it may use; 0: no limit.
+            resources: name -> amount.
+        """
+        self._numbers += 1
+        worker = self.workers[self._numbers] = Worker(self._numbers, name, threads, limit, resources or {})
+        self.placing.came(worker)
+        return worker.number
+
+    def worker_left(
+        self, number: int, running: Iterable[int] | None = None, words: str = "its connection broke"
+    ) -> None:
+        """A worker is gone, with all that it had.
+
+        Args:
+            running: tids of the tasks that it ran when it died, where somebody knows; else those of its last Status.
+            words: how it ended.
+        """
+        worker = self.workers[number]
+        worker.retiring = True  # so that nothing new goes there while what it had is seen to
+        blamed = worker.running if running is None else set(running)
+        self.placing.emptied(worker)
+        tasks = self.tasks
+        for slot in list(worker.sent):
+            if tasks.grant[slot] and tasks.place[slot] == number and tasks.state[slot] == SENT:
+                self._died_in(slot, worker, tasks.tid(slot) in blamed, words)
+        for slot in dict.fromkeys(worker.held):
+            if self._has(worker, slot):
+                self._copy_lost(slot, number)
+        for copies in [tasks.copies[slot] for slot in list(tasks.copies) if number in tasks.copies[slot]]:
+            copies.pop(number, None)
+        for other in self.workers.values():
+            for slot in [slot for slot, source in other.copying.items() if source == number]:
+                del other.copying[slot]
+        del self.workers[number]
+        self.out.forget_worker(number)
+        self.placing.touched.pop(number, None)
+        self.placing.idle.pop(number, None)
+        self._sweep()
+
+    def _died_in(self, slot: int, worker: Worker, blamed: bool, words: str) -> None:
+        """A worker died that had been sent a task."""
+        if blamed:
+            deaths = self._tries(slot)
+            deaths[1] -= 1
+            if deaths[1] < 0:
+                count = self.tasks.owner[slot].options.deaths + 1
+                self._fail(
+                    slot,
+                    Lost(
+                        "died",
+                        f"{count} worker{'s' if count > 1 else ''} died while running it, the last one {worker.name!r}: {words}",
+                    ),
+                )
+                return
+        self._unsend(slot, worker)
+
+    def _tries(self, slot: int) -> list[int]:
+        found = self.tasks.tries.get(slot)
+        if found is None:
+            options = self.tasks.owner[slot].options
+            found = self.tasks.tries[slot] = [options.retries, options.deaths]
+        return found
+
+    # --- the loop
+
+    def handle(self, events: Sequence[tuple[str, int, Any]], now: float) -> list[Action]:
+        """Take in messages; what is to be said.
+
+        Args:
+            events: (CLIENT or WORKER, number, message) each; what comes from peers that are not there any more is dropped.
+            now: seconds, of any clock that goes forward.
+        """
+        self.now = now
+        for kind, number, message in events:
+            peer: Any = (self.clients if kind == CLIENT else self.workers).get(number)
+            if peer is None:
+                continue
+            self._story.append((now, kind, number, message))
+            self._handlers[type(message)](peer, message)
+            self._sweep()
+        self.placing.fill()
+        self.placing.balance()
+        return self.out.take()
+
+    # --- clients
+
+    def _functions_came(self, client: Client, message: Functions) -> None:
+        for number, payload in zip(message.numbers, message.payloads, strict=True):
+            self._functions += 1
+            client.functions[number] = Function(self._functions, payload)
+
+    def _submit(self, client: Client, message: Submit) -> None:
+        tasks = self.tasks
+        count = len(message.functions)
+        if not count:
+            return
+        base, high = tasks.allocate(count)
+        rank = (-message.options.priority << 44) + self._ranks
+        self._ranks += count
+        block = Block(client, message.first, base, count, high, rank, message.options)
+        client.blocks.append(block)
+        end = base + count
+        tasks.owner[base:end] = [block] * count
+        tasks.args[base:end] = message.args
+        functions = client.functions
+        made = [functions[n] for n in message.functions]
+        tasks.function[base:end] = made
+        tasks.wanted[base:end] = message.wanted
+        for function in made:
+            function.uses += 1
+        all_deps, link, first = tasks.deps, tasks.link, message.first
+        unknown: list[int] = []
+        for slot, needed in enumerate(message.deps, base):
+            if needed:
+                found = []
+                for counter in needed:
+                    d = base + counter - first if counter >= first else self._slot(client, counter)
+                    if d < 0:
+                        unknown.append(slot)
+                        continue
+                    found.append(d)
+                    link(d, slot)
+                all_deps[slot] = tuple(found)
+        # From the last to the first, so that a task is known to be needed before its inputs are looked at.
+        uses, wanted, state = tasks.uses, tasks.wanted, tasks.state
+        outside: list[int] = []
+        for slot in range(end - 1, base - 1, -1):
+            if wanted[slot]:
+                uses[slot] += 1
+            if not uses[slot]:
+                continue
+            missing = 0
+            for d in all_deps[slot]:
+                uses[d] += 1
+                kind = state[d]
+                if d < base or d >= end:
+                    if kind == IDLE or kind == ERRED:
+                        outside.append(d)
+                    elif kind == SENT or kind == DONE:
+                        if kind == SENT:
+                            missing += 1 << 32
+                        continue
+                missing += (1 << 32) + 1
+            tasks.undone[slot] = missing >> 32
+            tasks.unplaced[slot] = missing & SLOT
+            state[slot] = WAITING if missing & SLOT else READY
+            self.placing.todo += 1
+        if block.allowed is not None or block.resources:
+            for slot in range(base, end):
+                if state[slot] == READY:
+                    self.placing.ready(slot)
+            block.cursor = count
+        else:
+            self.placing.opened(block)
+        for d in outside:
+            if state[d] == ERRED:
+                self._spread(d)
+            elif state[d] == IDLE and uses[d]:
+                self._wake(d)
+        for slot in unknown:
+            self._fail(slot, Lost("unknown", "it needs a task that the scheduler does not know, or has forgotten"))
+        for slot in range(end - 1, base - 1, -1):
+            if state[slot] == IDLE:
+                self._forget(slot)
+
+    def _slot(self, client: Client, counter: int) -> int:
+        """The slot of a client's task; -1 where it is forgotten."""
+        block = client.block_of(counter)
+        if block is None:
+            return -1
+        slot = block.base + counter - block.first
+        return -1 if self.tasks.state[slot] == FREE else slot
+
+    def _release(self, client: Client, message: Release) -> None:
+        wanted = self.tasks.wanted
+        slots = [self._slot(client, counter) for counter in message.counters]
+        self._unwant([slot for slot in slots if slot >= 0 and wanted[slot]])
+
+    def _unwant(self, slots: Iterable[int]) -> None:
+        tasks = self.tasks
+        for slot in slots:
+            tasks.wanted[slot] = 0
+            uses = tasks.uses[slot] = tasks.uses[slot] - 1
+            if not uses:
+                self._let_go(slot)
+
+    def _want(self, client: Client, message: Want) -> None:
+        tasks = self.tasks
+        for counter in message.counters:
+            slot = self._slot(client, counter)
+            if slot < 0:
+                self.out.erred(client.number, counter, counter, Lost("unknown", "the scheduler has forgotten it"))
+                continue
+            if tasks.wanted[slot]:
+                continue
+            tasks.wanted[slot] = 1
+            tasks.uses[slot] += 1
+            if tasks.state[slot] == IDLE:
+                self._wake(slot)
+            elif tasks.state[slot] == DONE:
+                self._tell_done(slot)
+            elif tasks.state[slot] == ERRED:
+                self._tell_erred(slot)
+
+    def _tell_done(self, slot: int) -> None:
+        """Where a value is that its client wants."""
+        tasks = self.tasks
+        number = tasks.owner[slot].client.number
+        self.out.done(number, tasks.counter(slot), tasks.tid(slot), tasks.nbytes[slot], tasks.place[slot], None)
+
+    def _cancel(self, client: Client, message: Cancel) -> None:
+        for counter in message.counters:
+            slot = self._slot(client, counter)
+            if slot >= 0 and self.tasks.state[slot] in (IDLE, WAITING, READY, SENT):
+                self._fail(slot, Lost("cancelled", "it was cancelled"))
+
+    def _retry(self, client: Client, message: Retry) -> None:
+        tasks = self.tasks
+        again: dict[int, None] = {}
+        stack = [self._slot(client, counter) for counter in message.counters]
+        while stack:
+            slot = stack.pop()
+            if slot < 0 or slot in again or tasks.state[slot] != ERRED:
+                continue
+            again[slot] = None
+            stack.extend(tasks.deps[slot])
+        for slot in again:
+            tasks.state[slot] = IDLE
+            tasks.errors.pop(slot, None)
+            tasks.tries.pop(slot, None)
+        for slot in again:
+            if tasks.uses[slot] and tasks.state[slot] == IDLE:
+                self._wake(slot)
+        for slot in again:
+            if tasks.state[slot] == IDLE:
+                self._forget(slot)
+
+    # --- need comes and goes
+
+    def _wake(self, slot: int) -> None:
+        """IDLE -> WAITING or READY, of a task that somebody needs by now, and of what it needs."""
+        tasks = self.tasks
+        state, uses, all_deps = tasks.state, tasks.uses, tasks.deps
+        awake: list[int] = []
+        failed: list[int] = []
+        stack = [slot]
+        while stack:
+            slot = stack.pop()
+            if state[slot] != IDLE:
+                continue
+            if tasks.function[slot] is None:
+                self._fail(slot, Lost("data", "the workers that had it are gone, and it was not computed"))
+                continue
+            state[slot] = WAITING
+            self.placing.todo += 1
+            awake.append(slot)
+            for d in all_deps[slot]:
+                uses[d] += 1
+                if state[d] == IDLE:
+                    stack.append(d)
+                elif state[d] == ERRED:
+                    failed.append(d)
+        for slot in awake:
+            tasks.undone[slot] = sum(state[d] != DONE for d in all_deps[slot])
+            tasks.unplaced[slot] = sum(state[d] not in (SENT, DONE) for d in all_deps[slot])
+        for slot in awake:
+            if state[slot] == WAITING and not tasks.unplaced[slot]:
+                state[slot] = READY
+                self.placing.ready(slot)
+        for d in failed:
+            self._spread(d)
+
+    def _let_go(self, slot: int) -> None:
+        """Nobody needs a task any more: DONE, WAITING, READY, SENT -> IDLE, and what was needed for it alone."""
+        tasks = self.tasks
+        state, uses = tasks.state, tasks.uses
+        stack = [slot]
+        while stack:
+            slot = stack.pop()
+            kind = state[slot]
+            if uses[slot]:
+                continue
+            if kind == DONE:
+                self._drop(slot)
+                state[slot] = IDLE
+            elif kind in _ACTIVE:
+                self._stop(slot)
+                state[slot] = IDLE
+                for d in tasks.deps[slot]:
+                    count = uses[d] = uses[d] - 1
+                    if not count:
+                        stack.append(d)
+            self._forget(slot)
+
+    def _stop(self, slot: int) -> None:
+        """Leave WAITING, READY or SENT: the worker that has it stops it. The caller sets the state."""
+        tasks = self.tasks
+        kind = tasks.state[slot]
+        if kind == SENT:
+            worker = self.workers[tasks.place[slot]]
+            self.out.tids(worker.number, CancelTasks, tasks.tid(slot))
+            self._take_off(slot, worker)
+            self._unplaced(slot)
+        else:
+            if kind == READY:
+                self.placing.left_queue(slot)
+                self.placing.stuck.pop(slot, None)
+            self.placing.todo -= 1
+        self._forget_copies(slot)
+
+    def _take_off(self, slot: int, worker: Worker) -> None:
+        """A worker has a task no longer."""
+        tasks = self.tasks
+        worker.load -= worker.sent.pop(slot)
+        if not worker.sent:
+            worker.load = 0.0
+        worker.taking.discard(slot)
+        worker.begun.discard(slot)
+        if tasks.owner[slot].resources:
+            for name, amount in tasks.owner[slot].resources:
+                worker.free[name] += amount
+            self.placing.unblock(worker)
+        tasks.grant[slot] = 0
+        tasks.place[slot] = -1
+        self.placing.touched[worker.number] = None
+
+    def _forget_copies(self, slot: int) -> None:
+        """Workers that were told where to get a value need it no longer."""
+        copies = self.tasks.copies.pop(slot, None)
+        if copies:
+            for number, sure in copies.items():
+                worker = self.workers.get(number)
+                if worker is not None:
+                    self.out.tids(number, Drop, self.tasks.tid(slot))
+                    if sure:
+                        self._holds_no_more(worker, slot)
+
+    def _drop(self, slot: int) -> None:
+        """All workers forget the value of a task that is DONE. The caller sets the state."""
+        tasks = self.tasks
+        worker = self.workers.get(tasks.place[slot])
+        if worker is not None:
+            self.out.tids(worker.number, Drop, tasks.tid(slot))
+            self._holds_no_more(worker, slot)
+        self._forget_copies(slot)
+        tasks.place[slot] = -1
+
+    def _holds_no_more(self, worker: Worker, slot: int) -> None:
+        worker.holds -= 1
+        worker.nbytes -= self.tasks.nbytes[slot]
+        if len(worker.held) > 2 * worker.holds + 1000:
+            worker.held = [s for s in dict.fromkeys(worker.held) if self._has(worker, s)]
+
+    def _has(self, worker: Worker, slot: int) -> bool:
+        """Whether what a worker once held in a slot is still there, and still its."""
+        tasks = self.tasks
+        return slot < len(tasks.state) and tasks.state[slot] == DONE and worker.number in tasks.holders(slot)
+
+    def _forget(self, slot: int) -> None:
+        """IDLE, ERRED -> FREE, where nobody can need a task any more; then maybe its inputs."""
+        tasks = self.tasks
+        state = tasks.state
+        stack = [slot]
+        while stack:
+            slot = stack.pop()
+            if state[slot] not in (IDLE, ERRED) or tasks.wanted[slot] or tasks.dependents[slot] is not None:
+                continue
+            state[slot] = FREE
+            tasks.live -= 1
+            deps, tasks.deps[slot] = tasks.deps[slot], ()
+            for d in deps:
+                tasks.unlink(d, slot)
+                stack.append(d)
+            tasks.args[slot] = None
+            function, tasks.function[slot] = tasks.function[slot], None
+            if function is not None:
+                function.uses -= 1
+            tasks.errors.pop(slot, None)
+            tasks.tries.pop(slot, None)
+            tasks.nbytes[slot] = 0
+            block = tasks.owner[slot]
+            block.live -= 1
+            if not block.live:
+                self._dead.append(block)
+
+    def _sweep(self) -> None:
+        """Give the slots of submissions that are all forgotten back; at the end of an event, as others hold slots."""
+        if not self._dead:
+            return
+        dead, self._dead = self._dead, []
+        for block in dead:
+            entry = (block.rank, block.base, block)
+            if entry in self.placing.open:
+                self.placing.open.remove(entry)
+            block.client.blocks.remove(block)
+            self.tasks.free(block)
+
+    # --- workers
+
+    def _report(self, worker: Worker, message: Report) -> None:
+        tasks = self.tasks
+        grants, grant, size = tasks.grant, message.grant, len(tasks.state)
+        for tid, nbytes, seconds, result in zip(
+            message.tids, message.sizes, message.seconds, message.results, strict=True
+        ):
+            slot = tid & SLOT
+            if slot < size and grants[slot] == grant:
+                self._done(slot, worker, nbytes, seconds, result)
+            else:  # stale: nobody needs it there
+                self._drop_stale(worker, tid)
+        for tid, error in zip(message.failed, message.errors, strict=True):
+            slot = tid & SLOT
+            if slot < size and grants[slot] == grant:
+                tries = self._tries(slot)
+                tries[0] -= 1
+                if tries[0] >= 0:
+                    self._unsend(slot, worker)
+                else:
+                    self._fail(slot, error)
+
+    def _drop_stale(self, worker: Worker, tid: int) -> None:
+        slot = self.tasks.slot_of(tid)
+        if slot >= 0 and self.tasks.state[slot] == DONE and worker.number in self.tasks.holders(slot):
+            return  # said twice
+        self.out.tids(worker.number, Drop, tid)
+
+    def _done(self, slot: int, worker: Worker, nbytes: int, seconds: float, result: Any) -> None:
+        """SENT -> DONE."""
+        tasks = self.tasks
+        self._take_off(slot, worker)
+        tasks.state[slot] = DONE
+        tasks.place[slot] = worker.number
+        tasks.nbytes[slot] = nbytes
+        worker.held.append(slot)
+        worker.holds += 1
+        worker.nbytes += nbytes
+        copies = tasks.copies.get(slot)
+        if copies is not None:
+            copies.pop(worker.number, None)
+        function = tasks.function[slot]
+        if function is not None:
+            function.learn(seconds, nbytes)
+        undone = tasks.undone
+        for f in tasks.followers(slot):
+            undone[f] -= 1
+        uses = tasks.uses
+        for d in tasks.deps[slot]:
+            copies = tasks.copies.get(d)
+            # It had it, to run this. That the input is done may be news: its maker has told the worker first.
+            if copies is not None and copies.get(worker.number) is False and tasks.state[d] == DONE:
+                copies[worker.number] = True
+                self._holds(worker, d)
+            count = uses[d] = uses[d] - 1
+            if not count:
+                self._let_go(d)
+        if tasks.wanted[slot]:
+            block = tasks.owner[slot]
+            self.out.done(
+                block.client.number, block.first + slot - block.base, block.high + slot, nbytes, worker.number, result
+            )
+        if tasks.tries:
+            tasks.tries.pop(slot, None)
+
+    def _holds(self, worker: Worker, slot: int) -> None:
+        worker.held.append(slot)
+        worker.holds += 1
+        worker.nbytes += self.tasks.nbytes[slot]
+
+    def _unsend(self, slot: int, worker: Worker) -> None:
+        """SENT -> READY or WAITING: it did not run there."""
+        tasks = self.tasks
+        self._take_off(slot, worker)
+        self.placing.todo += 1
+        tasks.state[slot] = WAITING
+        self._unplaced(slot)
+        if not tasks.unplaced[slot]:
+            tasks.state[slot] = READY
+            self.placing.ready(slot)
+
+    def _unplaced(self, slot: int) -> None:
+        """A value is not on its way any more: what is made of it waits again, or is asked back from where it was sent."""
+        tasks = self.tasks
+        state = tasks.state
+        for f in tasks.followers(slot):
+            tasks.unplaced[f] += 1
+            if state[f] == READY:
+                self.placing.left_queue(f)
+                self.placing.stuck.pop(f, None)
+                state[f] = WAITING
+            elif state[f] == SENT:
+                self.placing.take_back(self.workers[tasks.place[f]], f)
+
+    def _lost(self, slot: int) -> None:
+        """DONE -> WAITING or READY, or ERRED: nobody has the value any more."""
+        tasks = self.tasks
+        for f in tasks.followers(slot):
+            tasks.undone[f] += 1
+        self._unplaced(slot)  # before others are told to drop it: what they could not begin comes back first
+        self._forget_copies(slot)
+        tasks.place[slot] = -1
+        tasks.state[slot] = IDLE
+        if not tasks.uses[slot]:
+            self._forget(slot)
+            return
+        if tasks.wanted[slot]:
+            self.out.pending(tasks.owner[slot].client.number, tasks.counter(slot))
+        self._wake(slot)
+
+    def _copy_lost(self, slot: int, number: int) -> None:
+        """A worker does not have a value that it had."""
+        tasks = self.tasks
+        worker = self.workers.get(number)
+        if worker is not None:
+            self._holds_no_more(worker, slot)
+            self.out.tids(number, Drop, tasks.tid(slot))  # it may only be out of reach for somebody
+        copies = tasks.copies.get(slot, {})
+        if tasks.place[slot] != number:
+            copies.pop(number, None)
+            return
+        copies.pop(number, None)
+        for other, sure in copies.items():
+            if sure and other in self.workers:
+                tasks.place[slot] = other
+                del copies[other]
+                if tasks.wanted[slot]:
+                    self._tell_done(slot)
+                break
+        else:
+            self._lost(slot)
+            return
+        # those who were to get it from there
+        for f in tasks.followers(slot):
+            if tasks.state[f] == SENT and tasks.place[f] not in tasks.holders(slot):
+                self.placing.take_back(self.workers[tasks.place[f]], f)
+
+    def _gave_back(self, worker: Worker, message: GaveBack) -> None:
+        tasks = self.tasks
+        for tid in message.tids:
+            slot = tasks.slot_of(tid)
+            if slot < 0 or slot not in worker.taking:
+                continue
+            worker.taking.discard(slot)
+            if tasks.state[slot] == SENT and tasks.place[slot] == worker.number:
+                self._unsend(slot, worker)
+        for tid in message.kept:
+            slot = tasks.slot_of(tid)
+            if slot in worker.taking:
+                worker.taking.discard(slot)
+                worker.begun.add(slot)
+        self.placing.touched[worker.number] = None
+
+    def _fetched(self, worker: Worker, message: Fetched) -> None:
+        tasks = self.tasks
+        for tid in message.tids:
+            slot = tasks.slot_of(tid)
+            if slot < 0 or tasks.state[slot] != DONE:
+                self.out.tids(worker.number, Drop, tid)
+                continue
+            copies = tasks.copies.setdefault(slot, {})
+            if tasks.place[slot] != worker.number and not copies.get(worker.number):
+                copies[worker.number] = True
+                self._holds(worker, slot)
+
+    def _missing(self, worker: Worker, message: Missing) -> None:
+        tasks = self.tasks
+        for tid in message.tids:
+            slot = tasks.slot_of(tid)
+            if slot < 0:
+                continue
+            if tasks.state[slot] == DONE and message.source in tasks.holders(slot):
+                self._copy_lost(slot, message.source)
+            for f in list(tasks.followers(slot)):
+                if tasks.state[f] == SENT and tasks.place[f] == worker.number:
+                    self.placing.take_back(worker, f)
+
+    def _status(self, worker: Worker, message: Status) -> None:
+        worker.running = set(message.running)
+        if worker.paused != message.paused:
+            worker.paused = message.paused
+            if worker.paused:
+                self.placing.emptied(worker)
+            self.placing.came(worker)
+
+    def _announced(self, worker: Worker, message: Announce) -> None:
+        for _, _, _, tid in message.held:
+            self.out.tids(worker.number, Drop, tid)
+
+    # --- failing
+
+    def _fail(self, slot: int, error: Any) -> None:
+        """WAITING, READY, SENT, IDLE -> ERRED, by an error of its own; so do those that need it."""
+        self._set_erred(slot, (slot, self.tasks.counter(slot), error))
+        self._spread(slot)
+
+    def _set_erred(self, slot: int, error: tuple[int, int, Any]) -> None:
+        tasks = self.tasks
+        active = tasks.state[slot] in _ACTIVE
+        if active:
+            self._stop(slot)
+        tasks.state[slot] = ERRED
+        tasks.errors[slot] = error
+        if tasks.wanted[slot]:
+            self._tell_erred(slot)
+        if active:
+            for d in tasks.deps[slot]:
+                count = tasks.uses[d] = tasks.uses[d] - 1
+                if not count:
+                    self._let_go(d)
+
+    def _tell_erred(self, slot: int) -> None:
+        tasks = self.tasks
+        block = tasks.owner[slot]
+        _, culprit, error = tasks.errors[slot]
+        self.out.erred(block.client.number, tasks.counter(slot), culprit, error)
+
+    def _spread(self, slot: int) -> None:
+        """Those that need a task which is ERRED fail by its error."""
+        tasks = self.tasks
+        error = tasks.errors[slot]
+        stack = list(tasks.followers(slot))
+        while stack:
+            f = stack.pop()
+            if tasks.state[f] in _ACTIVE:
+                self._set_erred(f, error)
+                stack.extend(tasks.followers(f))

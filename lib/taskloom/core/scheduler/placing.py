@@ -1,0 +1,442 @@
+"""Which worker gets which task.
+
+Workers pull: one that will soon have nothing to do gets the next tasks of the order. What is next is found by a cursor in each
+submission; what the cursor has passed, because it was not ready, comes into a queue when it is: that of the worker where most of
+its inputs are, or, if it has none, one for all.
+
+A task is sent when its inputs are there **or on their way** (SENT): the worker asks whoever makes them. So a chain goes to one
+worker in one message, and no worker waits for a round trip to the scheduler between two tasks.
+
+How much a worker has is measured in time: about 20 ms for each of its threads, at least two tasks for each, at most 2,000 in all.
+Toward the end of all work the shares get smaller. A worker that has nothing left to do makes the busiest one give back tasks that
+it has not begun.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from heapq import heappop, heappush
+
+from taskloom.core.messages import Functions, Run, TakeBack
+from taskloom.core.scheduler.outbox import Outbox
+from taskloom.core.scheduler.state import DONE, READY, SENT, SLOT, WAITING, Block, Function, Tasks, Worker
+
+__all__ = ["Placing"]
+
+HORIZON = 0.020  # seconds of work that a thread of a worker has
+MOST = 2000  # tasks that a worker has
+BANDWIDTH = 500e6  # bytes a second between two workers, for weighing
+AT_ONCE = 8  # workers with nothing to do that are looked after in one go
+END = 1 << 200  # behind every priority
+LATENCY = 0.002  # seconds that any transfer costs, for weighing
+
+
+class Placing:
+    """Sends READY tasks to workers.
+
+    Attributes:
+        open: (rank, base, block): submissions whose cursor is not at their end.
+        late: heap of (priority << 32 | slot): READY tasks behind their cursors, for any worker.
+        stuck: slots of READY tasks that no worker here may run.
+        todo: how many tasks are WAITING or READY.
+        touched: workers whose share has changed.
+        idle: workers that could not be given as much as they could take.
+    """
+
+    def __init__(self, tasks: Tasks, workers: dict[int, Worker], out: Outbox, first_grant: int) -> None:
+        self.tasks = tasks
+        self.workers = workers
+        self.out = out
+        self.grant = first_grant
+        self.open: list[tuple[int, int, Block]] = []
+        self.late: list[int] = []
+        self.stuck: dict[int, None] = {}
+        self.todo = 0
+        self.touched: dict[int, None] = {}
+        self.idle: dict[int, None] = {}
+
+    # --- becoming ready
+
+    def opened(self, block: Block) -> None:
+        """A submission has come."""
+        insort(self.open, (block.rank, block.base, block), key=lambda entry: entry[:2])
+
+    def ready(self, slot: int) -> None:
+        """A task has become READY: see that it is found."""
+        tasks = self.tasks
+        block = tasks.owner[slot]
+        if block.allowed is not None or block.resources:
+            self._constrained(slot, block)
+        elif slot - block.base < block.cursor:
+            best = self._where(slot)
+            if best is None or best.paused:
+                heappush(self.late, tasks.priority(slot) << 32 | slot)
+            else:
+                self._queue(best, slot)
+        # else: the cursor will come by
+
+    def _queue(self, worker: Worker, slot: int) -> None:
+        tasks = self.tasks
+        if tasks.place[slot] >= 0:
+            self.left_queue(slot)
+        tasks.place[slot] = worker.number
+        heappush(worker.queue, tasks.priority(slot) << 32 | slot)
+        worker.waiting_load += self._cost(slot)
+        self.touched[worker.number] = None
+
+    def _constrained(self, slot: int, block: Block) -> None:
+        """A task that not every worker may run goes to the one of those that may which has the least to do."""
+        best: Worker | None = None
+        for worker in self.workers.values():
+            if not self.may_run(worker, block):
+                continue
+            if best is None or self._backlog(worker) < self._backlog(best):
+                best = worker
+        if best is None:
+            self.tasks.place[slot] = -1
+            self.stuck[slot] = None
+        else:
+            self._queue(best, slot)
+
+    @staticmethod
+    def may_run(worker: Worker, block: Block) -> bool:
+        """Whether a worker is one that the tasks of a submission may run on."""
+        if worker.retiring or (block.allowed is not None and worker.name not in block.allowed):
+            return False
+        return all(worker.resources.get(name, 0.0) >= amount for name, amount in block.resources)
+
+    def came(self, worker: Worker) -> None:
+        """A worker has come, or may be used again."""
+        self.touched[worker.number] = None
+        stuck, self.stuck = self.stuck, {}
+        for slot in stuck:
+            if self.tasks.state[slot] == READY:
+                self.ready(slot)
+
+    def emptied(self, worker: Worker) -> None:
+        """A worker is not to be used any more: its queue goes to others."""
+        queue = worker.queue + worker.blocked
+        worker.queue = []
+        worker.blocked = []
+        self.touched.pop(worker.number, None)
+        self.idle.pop(worker.number, None)
+        for entry in queue:
+            if self._is_queued(worker, entry):
+                self.tasks.place[entry & SLOT] = -1
+                self.ready(entry & SLOT)
+        worker.waiting_load = 0.0
+
+    def _is_queued(self, worker: Worker, entry: int) -> bool:
+        """Whether an entry of a worker's queue still says what is true."""
+        slot = entry & SLOT
+        tasks = self.tasks
+        return (
+            slot < len(tasks.state)
+            and tasks.state[slot] == READY
+            and tasks.place[slot] == worker.number
+            and tasks.priority(slot) == entry >> 32
+        )
+
+    # --- weighing
+
+    def _cost(self, slot: int) -> float:
+        function = self.tasks.function[slot]
+        return 0.0 if function is None else function.seconds
+
+    @staticmethod
+    def _backlog(worker: Worker) -> float:
+        return (worker.load + worker.waiting_load) / worker.threads
+
+    def _where(self, slot: int) -> Worker | None:
+        """The worker where most bytes of a task's inputs are or will be; None: it has no inputs, or none can be used."""
+        tasks, workers = self.tasks, self.workers
+        deps = tasks.deps[slot]
+        if not deps:
+            return None
+        if len(deps) == 1:
+            worker = workers.get(tasks.place[deps[0]])
+            return None if worker is None or worker.retiring else worker
+        bytes_at: dict[int, float] = {}
+        for d in deps:
+            nbytes = self._bytes(d)
+            bytes_at[tasks.place[d]] = bytes_at.get(tasks.place[d], 0.0) + nbytes
+            for number in tasks.copies.get(d, ()):
+                bytes_at[number] = bytes_at.get(number, 0.0) + nbytes
+        best: Worker | None = None
+        most = 0.0
+        for number, nbytes in bytes_at.items():
+            worker = workers.get(number)
+            if worker is None or worker.retiring:
+                continue
+            if best is None or nbytes > most or (nbytes == most and self._backlog(worker) < self._backlog(best)):
+                best, most = worker, nbytes
+        return best
+
+    def _bytes(self, slot: int) -> float:
+        """The size of a value, or what it is likely to be."""
+        tasks = self.tasks
+        if tasks.state[slot] == DONE:
+            return tasks.nbytes[slot] + 1.0
+        function = tasks.function[slot]
+        return 1.0 if function is None else function.nbytes + 1.0
+
+    def _is_better_here(self, slot: int, best: Worker, here: Worker) -> bool:
+        """Whether a task is worth moving its inputs from the worker that has most of them to one that has less to do."""
+        if best.paused and not here.paused:
+            return True
+        moving = LATENCY + sum(self._bytes(d) for d in self.tasks.deps[slot]) / BANDWIDTH
+        return self._backlog(best) > self._backlog(here) + max(moving, HORIZON)
+
+    # --- sending
+
+    def fill(self) -> None:
+        """Give the workers that can take more what there is; have work given back where one has nothing."""
+        while True:
+            todo = list(self.touched)
+            if self.open or self.late:
+                todo += [number for number in self.idle if number not in self.touched]
+            self.touched.clear()
+            # the one with the least first
+            found = [self.workers[number] for number in todo if number in self.workers]
+            if len(found) > 1:
+                found.sort(key=self._backlog)
+            sent = False
+            for worker in found:
+                if not self.is_hungry(worker):
+                    self.idle.pop(worker.number, None)
+                    continue
+                slots = self.choose(worker)
+                if slots:
+                    self.send(worker, slots)
+                    sent = True
+                if self.is_hungry(worker):
+                    self.idle[worker.number] = None
+                else:
+                    self.idle.pop(worker.number, None)
+            if not sent and not self.touched:
+                return
+
+    def is_hungry(self, worker: Worker) -> bool:
+        """Whether a worker should be given tasks now."""
+        if worker.retiring or worker.taking:
+            return False
+        count = len(worker.sent)
+        if worker.paused:
+            # its memory is full: one task at a time, and only where nobody else could do it
+            return not count and all(other.paused or other.retiring for other in self.workers.values())
+        return count < 2 * worker.threads or (worker.load < HORIZON * 0.75 * worker.threads and count < MOST * 3 // 4)
+
+    def choose(self, worker: Worker) -> list[int]:
+        """The next tasks for a worker; they count as SENT."""
+        tasks = self.tasks
+        state, place, functions = tasks.state, tasks.place, tasks.function
+        threads = worker.threads
+        room = HORIZON * threads - worker.load
+        count = len(worker.sent)
+        least, most = 2 * threads, (1 if worker.paused else MOST)
+        fair = max(1, self.todo // (2 * len(self.workers)))
+        chosen: list[int] = []
+        while count < most and (room > 0 or count < least):
+            slot = self._next(worker)
+            if slot < 0:
+                break
+            function = functions[slot]
+            cost = 0.0 if function is None else function.seconds
+            if (
+                len(chosen) >= fair
+                and count >= threads
+                and not tasks.undone[slot]
+                and cost * len(chosen) > HORIZON / 100
+            ):
+                # the end is near: leave something for the others, of what they could begin
+                self._queue(worker, slot)
+                break
+            block = tasks.owner[slot]
+            for name, amount in block.resources:
+                worker.free[name] -= amount
+            chosen.append(slot)
+            count += 1
+            room -= cost
+            state[slot] = SENT
+            place[slot] = worker.number
+            worker.sent[slot] = cost
+            worker.load += cost
+            self.todo -= 1
+            self._placed(slot)
+        return chosen
+
+    def _placed(self, slot: int) -> None:
+        """A task is on its way: what is made of it may be sent too."""
+        tasks = self.tasks
+        unplaced, state = tasks.unplaced, tasks.state
+        for f in tasks.followers(slot):
+            count = unplaced[f] = unplaced[f] - 1
+            if not count and state[f] == WAITING:
+                state[f] = READY
+                self.ready(f)
+
+    def _next(self, worker: Worker) -> int:
+        """The next task for a worker; -1: there is none."""
+        queue, late, tasks = worker.queue, self.late, self.tasks
+        while True:
+            ahead = self.open[0] if self.open else None
+            at = END if ahead is None else (ahead[0] + ahead[2].cursor) << 32
+            queued = queue[0] if queue else END
+            passed = late[0] if late else END
+            if queued < passed and queued < at:
+                heappop(queue)
+                if not self._is_queued(worker, queued):
+                    continue
+                slot = queued & SLOT
+                if not self._fits(worker, slot):
+                    worker.blocked.append(queued)
+                    continue
+                self.left_queue(slot)
+                return slot
+            if passed < at:
+                heappop(late)
+                slot = passed & SLOT
+                if (
+                    slot < len(tasks.state)
+                    and tasks.state[slot] == READY
+                    and tasks.place[slot] < 0
+                    and tasks.priority(slot) == passed >> 32
+                ):
+                    return slot
+                continue
+            if ahead is None:
+                return -1
+            slot = self._advance(worker, ahead[2])
+            if slot >= 0:
+                return slot
+
+    def left_queue(self, slot: int) -> None:
+        """A READY task is not in a worker's queue any more; its entry there is void."""
+        worker = self.workers.get(self.tasks.place[slot])
+        if worker is not None:
+            worker.waiting_load = max(0.0, worker.waiting_load - self._cost(slot)) if worker.queue else 0.0
+        self.tasks.place[slot] = -1
+
+    def unblock(self, worker: Worker) -> None:
+        """Resources of a worker are free again."""
+        for entry in worker.blocked:
+            heappush(worker.queue, entry)
+        worker.blocked.clear()
+
+    def _fits(self, worker: Worker, slot: int) -> bool:
+        """Whether a worker has what a task takes while it runs."""
+        return all(worker.free[name] >= amount for name, amount in self.tasks.owner[slot].resources)
+
+    def _advance(self, worker: Worker, block: Block) -> int:
+        """Walk on in the first open submission to a task for this worker; -1: go on with what there is by then."""
+        tasks = self.tasks
+        state, base = tasks.state, block.base
+        cursor, count = block.cursor, block.count
+        try:
+            while cursor < count:
+                slot = base + cursor
+                cursor += 1
+                if state[slot] != READY:
+                    continue
+                best = self._where(slot) if tasks.deps[slot] else None
+                if best is None or best is worker or self._is_better_here(slot, best, worker):
+                    return slot
+                self._queue(best, slot)
+            del self.open[0]
+            return -1
+        finally:
+            block.cursor = cursor
+
+    def send(self, worker: Worker, slots: list[int]) -> None:
+        """Tell a worker of tasks that were chosen for it."""
+        tasks = self.tasks
+        self.grant += 1
+        grant, number = self.grant, worker.number
+        tids, priorities, functions, deps, owners, resources = [], [], [], [], [], []
+        sources: dict[int, int] = {}
+        wanted = bytearray()
+        new: list[Function] = []
+        for slot in slots:
+            block = tasks.owner[slot]
+            tasks.grant[slot] = grant
+            tids.append(block.high + slot)
+            priorities.append(block.rank + slot - block.base)
+            function = tasks.function[slot]
+            assert function is not None
+            functions.append(function.number)
+            if function.number not in worker.functions:
+                worker.functions.add(function.number)
+                new.append(function)
+            needed = tasks.deps[slot]
+            names = []
+            for d in needed:
+                tid = tasks.owner[d].high + d
+                names.append(tid)
+                place = tasks.place[d]
+                if place != number:
+                    copies = tasks.copies.get(d)
+                    if copies is None:
+                        copies = tasks.copies[d] = {}
+                    if not copies.get(number):
+                        sources[tid] = place
+                        copies.setdefault(number, False)
+            deps.append(names)
+            wanted.append(tasks.wanted[slot])
+            owners.append((block.client.uuid, block.first + slot - block.base))
+            resources.append(block.resources)
+        if new:
+            self.out.worker(number, Functions([f.number for f in new], [f.payload for f in new]))
+        args = [tasks.args[slot] for slot in slots]
+        self.out.worker(
+            number,
+            Run(grant, tids, priorities, functions, args, deps, bytes(wanted), sources, owners, resources),
+        )
+
+    # --- taking back
+
+    def balance(self) -> None:
+        """Have busy workers give up tasks that those with nothing to do could begin."""
+        if not self.idle:
+            return
+        for number in list(self.idle)[:AT_ONCE]:
+            idle = self.workers.get(number)
+            if idle is None or idle.sent or idle.queue or not self.is_hungry(idle):
+                continue
+            if self._steal_queued(idle):
+                continue
+            busy: Worker | None = None
+            for worker in self.workers.values():
+                if len(worker.sent) > worker.threads and not worker.taking:
+                    if busy is None or worker.load > busy.load:
+                        busy = worker
+            if busy is None:
+                return
+            undone, owner = self.tasks.undone, self.tasks.owner
+            spare = list(busy.sent)[busy.threads :]
+            for slot in spare[len(spare) // 2 :]:
+                if not undone[slot] and self.may_run(idle, owner[slot]):
+                    self.take_back(busy, slot)
+        self.fill()
+
+    def take_back(self, worker: Worker, slot: int) -> None:
+        """Ask a worker to give back a task if it has not begun it."""
+        if slot not in worker.taking:
+            worker.taking.add(slot)
+            self.out.tids(worker.number, TakeBack, self.tasks.tid(slot))
+
+    def _steal_queued(self, idle: Worker) -> bool:
+        """Give a worker that has nothing READY tasks from the queue of the one with the most."""
+        tasks = self.tasks
+        busy = max(self.workers.values(), key=lambda worker: len(worker.queue), default=None)
+        if busy is None or busy is idle or not busy.queue:
+            return False
+        moved = False
+        for entry in busy.queue[:64]:
+            slot = entry & SLOT
+            if not self._is_queued(busy, entry) or tasks.undone[slot] or not self.may_run(idle, tasks.owner[slot]):
+                continue
+            self._queue(idle, slot)
+            moved = True
+            if idle.waiting_load > HORIZON * idle.threads / 2:
+                break
+        return moved

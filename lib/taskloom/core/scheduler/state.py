@@ -1,0 +1,398 @@
+"""What a scheduler knows: tasks in columns, workers, clients, functions.
+
+A task is a **slot**, an index into parallel lists. The slots of one submission stand side by side, in the order in which a
+single worker would run them; :class:`Block` is what they have in common. A slot is used again when its task is forgotten.
+
+States::
+
+    FREE     the slot holds no task
+    IDLE     nobody needs its value now; it is kept because tasks that are made of it are
+    WAITING  needed; some input is neither there nor on its way
+    READY    needed; its inputs are there or on their way; in a queue
+    SENT     a worker has it (``grant``, ``place``)
+    DONE     its value is on workers (``place``, and ``copies``)
+    ERRED    it raised, or needs one that did
+
+What keeps a task needed is counted in ``uses``: one for the client's wish, one for each task made of it that is WAITING, READY
+or SENT. So a value is let go when ``uses`` falls to nothing, and a task that is IDLE comes to life when it rises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from taskloom.core.messages import Options
+
+__all__ = [
+    "DONE",
+    "ERRED",
+    "FREE",
+    "IDLE",
+    "NAMES",
+    "READY",
+    "SENT",
+    "WAITING",
+    "Block",
+    "Client",
+    "Function",
+    "Tasks",
+    "Worker",
+]
+
+FREE, IDLE, WAITING, READY, SENT, DONE, ERRED = range(7)
+NAMES = ("free", "idle", "waiting", "ready", "sent", "done", "erred")
+
+SLOT = 0xFFFFFFFF  # the part of a tid that is the slot
+SECONDS = 0.005  # what a task of an unmeasured function counts as
+BYTES = 1000  # and its value
+FEW = 16  # so many dependents are a list; more are a dict, from which one is taken quickly
+
+
+class Function:
+    """A function of a client's.
+
+    Attributes:
+        number: the scheduler's number of it.
+        payload: opaque.
+        seconds, nbytes: what its tasks take and make, on average; ``count`` of how many.
+        uses: how many tasks of it there are.
+    """
+
+    __slots__ = ("count", "nbytes", "number", "payload", "seconds", "uses")
+
+    def __init__(self, number: int, payload: Any) -> None:
+        self.number = number
+        self.payload = payload
+        self.seconds = SECONDS
+        self.nbytes = float(BYTES)
+        self.count = 0
+        self.uses = 0
+
+    def learn(self, seconds: float, nbytes: int) -> None:
+        """A task of it has run."""
+        self.count += 1
+        weight = 0.25 if self.count > 1 else 1.0
+        self.seconds += (seconds - self.seconds) * weight
+        self.nbytes += (nbytes - self.nbytes) * weight
+
+
+class Block:
+    """The tasks of one submission.
+
+    Attributes:
+        client: whose they are; ``first``: the counter of the first.
+        base: the first one's slot; ``count``: how many there are; ``live``: how many are not forgotten.
+        high: with the slot, the tid: ``high + slot``.
+        rank: the first one's priority; the next ones' follow. Less goes first.
+        cursor: tasks before it have been taken, or passed because they were not ready.
+        allowed: names of workers that may run them; None: all.
+    """
+
+    __slots__ = (
+        "allowed",
+        "base",
+        "client",
+        "count",
+        "cursor",
+        "first",
+        "high",
+        "live",
+        "options",
+        "rank",
+        "resources",
+    )
+
+    def __init__(
+        self, client: Client, first: int, base: int, count: int, high: int, rank: int, options: Options
+    ) -> None:
+        self.client = client
+        self.first = first
+        self.base = base
+        self.count = count
+        self.live = count
+        self.high = high
+        self.rank = rank
+        self.cursor = 0
+        self.options = options
+        self.allowed = frozenset(options.workers) if options.workers else None
+        self.resources = options.resources
+
+    def __repr__(self) -> str:
+        return f"Block({self.client.number}, {self.first}+{self.count}, base {self.base})"
+
+
+class Client:
+    """A client.
+
+    Attributes:
+        number: the scheduler's number of it; ``uuid``: its own name.
+        functions: its number of a function -> it.
+        blocks: its blocks that have live tasks, by their first counters.
+    """
+
+    __slots__ = ("blocks", "functions", "number", "uuid")
+
+    def __init__(self, number: int, uuid: bytes) -> None:
+        self.number = number
+        self.uuid = uuid
+        self.functions: dict[int, Function] = {}
+        self.blocks: list[Block] = []
+
+    def block_of(self, counter: int) -> Block | None:
+        """The block that a counter is in; None where it is forgotten or was never heard of."""
+        blocks = self.blocks
+        low, high = 0, len(blocks)
+        while low < high:
+            middle = (low + high) // 2
+            if blocks[middle].first <= counter:
+                low = middle + 1
+            else:
+                high = middle
+        if not low:
+            return None
+        block = blocks[low - 1]
+        return block if counter < block.first + block.count else None
+
+
+class Worker:
+    """A worker.
+
+    Attributes:
+        number: the scheduler's number of it, never used again.
+        name: what users call it.
+        threads: how many tasks it runs at a time.
+        limit: bytes of memory that it may use; 0: no limit.
+        resources: name -> amount; ``free``: what is not taken by tasks that were sent.
+        load: seconds that what it was sent will take.
+        sent: slots that it was sent and has not reported.
+        held: slots whose values it has, or once had; ``holds`` of them are true.
+        nbytes: what these values take.
+        queue: heap of (priority << 32 | slot): READY tasks that will go to it; ``waiting_load``: their seconds;
+            ``blocked``: those of them that wait for its resources.
+        taking: slots that it has been asked to give back; ``begun``: those of them that it had begun.
+        functions: numbers of the functions that it has.
+        retiring: it is to go, once its values are elsewhere; ``copying``: those on their way, slot -> worker.
+    """
+
+    __slots__ = (
+        "begun",
+        "blocked",
+        "copying",
+        "free",
+        "functions",
+        "held",
+        "holds",
+        "limit",
+        "load",
+        "name",
+        "nbytes",
+        "number",
+        "paused",
+        "queue",
+        "resources",
+        "retiring",
+        "running",
+        "sent",
+        "taking",
+        "threads",
+        "waiting_load",
+    )
+
+    def __init__(self, number: int, name: str, threads: int, limit: int, resources: dict[str, float]) -> None:
+        self.number = number
+        self.name = name
+        self.threads = threads
+        self.limit = limit
+        self.resources = resources
+        self.free = dict(resources)
+        self.load = 0.0
+        self.sent: dict[int, float] = {}
+        self.held: list[int] = []
+        self.holds = 0
+        self.nbytes = 0
+        self.queue: list[int] = []
+        self.blocked: list[int] = []
+        self.waiting_load = 0.0
+        self.taking: set[int] = set()
+        self.begun: set[int] = set()
+        self.functions: set[int] = set()
+        self.running: set[int] = set()
+        self.paused = False
+        self.retiring = False
+        self.copying: dict[int, int] = {}
+
+    def __repr__(self) -> str:
+        return f"Worker({self.number} {self.name!r})"
+
+
+class Tasks:
+    """The columns.
+
+    Attributes:
+        state: see the module's text.
+        owner: the block.
+        function: the function; None for data that a client put on workers.
+        args: the task's arguments, opaque.
+        deps: slots of its inputs.
+        dependents: slots of the tasks made of it: None, one, a list, or a dict.
+        uses: see the module's text.
+        wanted: 1 where its client wants it.
+        unplaced: how many of its inputs are neither SENT nor DONE.
+        undone: how many are not DONE.
+        grant: the grant under which it was sent; 0: none.
+        place: number of the worker that has or runs it, or in whose queue it is; -1: none.
+        nbytes: the size of its value.
+        copies: slot -> numbers of the workers beside ``place`` that have, or will have, a copy: worker -> whether it surely has.
+        errors: slot -> (slot of the culprit or -1, its counter, error).
+        tries: slot -> [retries left, deaths left], for those that have used some.
+    """
+
+    def __init__(self) -> None:
+        self.state = bytearray()
+        self.wanted = bytearray()
+        self.owner: list[Block] = []
+        self.function: list[Function | None] = []
+        self.args: list[Any] = []
+        self.deps: list[tuple[int, ...]] = []
+        self.dependents: list[Any] = []
+        self.uses: list[int] = []
+        self.unplaced: list[int] = []
+        self.undone: list[int] = []
+        self.grant: list[int] = []
+        self.place: list[int] = []
+        self.nbytes: list[int] = []
+        self.copies: dict[int, dict[int, bool]] = {}
+        self.errors: dict[int, tuple[int, int, Any]] = {}
+        self.tries: dict[int, list[int]] = {}
+        self.live = 0
+        self._holes: list[tuple[int, int]] = []  # (base, count) of slots that are free again
+        self._generation = 0
+        self._none: Any = None
+
+    def allocate(self, count: int) -> tuple[int, int]:
+        """So many slots side by side; the first one, and what makes a tid of a slot."""
+        self._generation += 1
+        high = self._generation << 32
+        self.live += count
+        for n, (base, size) in enumerate(self._holes):
+            if size >= count:
+                if size == count:
+                    del self._holes[n]
+                else:
+                    self._holes[n] = (base + count, size - count)
+                end = base + count
+                for column, value in self._columns():
+                    column[base:end] = [value] * count
+                self.state[base:end] = bytes([IDLE]) * count
+                self.wanted[base:end] = bytes(count)
+                return base, high
+        base = len(self.state)
+        for column, value in self._columns():
+            column.extend([value] * count)
+        self.state.extend(bytes([IDLE]) * count)
+        self.wanted.extend(bytes(count))
+        return base, high
+
+    def _columns(self) -> Iterator[tuple[list[Any], Any]]:
+        yield self.owner, None
+        yield self.function, None
+        yield self.args, None
+        yield self.deps, ()
+        yield self.dependents, None
+        yield self.uses, 0
+        yield self.unplaced, 0
+        yield self.undone, 0
+        yield self.grant, 0
+        yield self.place, -1
+        yield self.nbytes, 0
+
+    def free(self, block: Block) -> None:
+        """The slots of a block, all forgotten, can be used again."""
+        if not self.live:
+            for column, _ in self._columns():
+                column.clear()
+            self.state.clear()
+            self.wanted.clear()
+            self._holes.clear()
+            return
+        holes = sorted([*self._holes, (block.base, block.count)])
+        merged = [holes[0]]
+        for base, count in holes[1:]:
+            last, size = merged[-1]
+            if last + size == base:
+                merged[-1] = (last, size + count)
+            else:
+                merged.append((base, count))
+        base, count = merged[-1]
+        if base + count == len(self.state):  # what is free at the end is given back
+            merged.pop()
+            for column, _ in self._columns():
+                del column[base:]
+            del self.state[base:]
+            del self.wanted[base:]
+        self._holes = merged
+
+    def tid(self, slot: int) -> int:
+        """Who the task in a slot is."""
+        return self.owner[slot].high + slot
+
+    def slot_of(self, tid: int) -> int:
+        """The slot of a task; -1 where it is forgotten."""
+        slot = tid & SLOT
+        if slot >= len(self.state) or self.state[slot] == FREE:
+            return -1
+        return slot if self.owner[slot].high + slot == tid else -1
+
+    def counter(self, slot: int) -> int:
+        """Its client's number of it."""
+        block = self.owner[slot]
+        return block.first + slot - block.base
+
+    def priority(self, slot: int) -> int:
+        """Less goes first."""
+        block = self.owner[slot]
+        return block.rank + slot - block.base
+
+    def followers(self, slot: int) -> Iterable[int]:
+        """The tasks made of it."""
+        found = self.dependents[slot]
+        if found is None:
+            return ()
+        return (found,) if type(found) is int else found
+
+    def link(self, slot: int, dependent: int) -> None:
+        """Note that a task is made of this one."""
+        old = self.dependents[slot]
+        if old is None:
+            self.dependents[slot] = dependent
+        elif type(old) is int:
+            self.dependents[slot] = [old, dependent]
+        elif type(old) is list:
+            old.append(dependent)
+            if len(old) > FEW:
+                self.dependents[slot] = dict.fromkeys(old)
+        else:
+            old[dependent] = None
+
+    def unlink(self, slot: int, dependent: int) -> None:
+        """The other way round."""
+        old = self.dependents[slot]
+        if type(old) is int:
+            self.dependents[slot] = None
+        elif type(old) is list:
+            old.remove(dependent)
+            if not old:
+                self.dependents[slot] = None
+        else:
+            del old[dependent]
+            if not old:
+                self.dependents[slot] = None
+
+    def holders(self, slot: int) -> list[int]:
+        """Numbers of the workers that surely have the value of a task that is DONE."""
+        found = [self.place[slot]]
+        for number, sure in self.copies.get(slot, {}).items():
+            if sure:
+                found.append(number)
+        return found

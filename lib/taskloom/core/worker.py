@@ -1,0 +1,489 @@
+"""The worker: what it has been sent, what it waits for, what it runs next.
+
+The values themselves and the threads are the shell's; here are only the tids. A task waits until all its inputs are here: those
+that this worker makes itself, and those that it asks other workers for. Waiting takes no thread. Of what can run, the task of the
+highest priority is next, whatever else holds: a worker that is paused runs one at a time, but never none. So tasks that were
+sent before their inputs were there cannot wait for each other for ever.
+
+A value that somebody asks for and that is not here is answered when it is: the scheduler may have told others where a task goes
+before the task itself has arrived here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from typing import Any, NamedTuple
+
+from taskloom.core.messages import (
+    Ask,
+    CancelTasks,
+    Copy,
+    Drop,
+    Fetched,
+    Functions,
+    GaveBack,
+    Missing,
+    Report,
+    Run,
+    TakeBack,
+    Unask,
+)
+
+__all__ = [
+    "AskerLost",
+    "Ended",
+    "Forget",
+    "Got",
+    "Paused",
+    "PeerAsks",
+    "PeerLost",
+    "Raised",
+    "Say",
+    "Send",
+    "Start",
+    "Stop",
+    "WorkerMachine",
+]
+
+
+# --- events beside the scheduler's messages
+
+
+class Ended(NamedTuple):
+    """A task has run well: its value is in the shell's store."""
+
+    grant: int
+    tid: int
+    size: int
+    seconds: float
+    result: Any
+
+
+class Raised(NamedTuple):
+    """A task has raised."""
+
+    grant: int
+    tid: int
+    error: Any
+
+
+class Got(NamedTuple):
+    """Values of another worker are here, in the shell's store: the answer to the Ask with this serial."""
+
+    peer: int
+    serial: int
+    tids: Sequence[int]
+    sizes: Sequence[int]
+
+
+class PeerAsks(NamedTuple):
+    """Another worker, or a client, wants values; ``message`` is an Ask or an Unask.
+
+    ``peer`` stands for the connection that it came by, not for who is at its other end: that one may have another by now.
+    """
+
+    peer: Any
+    message: Any
+
+
+class AskerLost(NamedTuple):
+    """A connection by which others ask us is gone."""
+
+    peer: Any
+
+
+class PeerLost(NamedTuple):
+    """The connection by which we asked another worker is gone, or could not be made."""
+
+    peer: int
+
+
+class Paused(NamedTuple):
+    """Whether memory is too full to go on with all threads."""
+
+    paused: bool
+
+
+# --- actions
+
+
+class Start(NamedTuple):
+    """Run a task on a free thread."""
+
+    grant: int
+    tid: int
+    function: int
+    args: Any
+    deps: Sequence[int]
+    wanted: bool
+
+
+class Stop(NamedTuple):
+    """Stop a task that runs; what it ends with is of no interest."""
+
+    grant: int
+    tid: int
+
+
+class Forget(NamedTuple):
+    """Throw values away."""
+
+    tids: Sequence[int]
+
+
+class Say(NamedTuple):
+    """A message to the scheduler (``peer`` None) or to another worker."""
+
+    peer: int | None
+    message: Any
+
+
+class Send(NamedTuple):
+    """Send values that are here to who asked for them."""
+
+    peer: Any
+    serial: int
+    tids: Sequence[int]
+
+
+class _Task:
+    __slots__ = (
+        "args",
+        "deps",
+        "function",
+        "grant",
+        "missing",
+        "owner",
+        "priority",
+        "resources",
+        "running",
+        "tid",
+        "wanted",
+    )
+
+    def __init__(
+        self,
+        grant: int,
+        tid: int,
+        priority: int,
+        function: int,
+        args: Any,
+        deps: Sequence[int],
+        wanted: bool,
+        owner: tuple[bytes, int],
+        resources: Sequence[tuple[str, float]],
+    ) -> None:
+        self.grant = grant
+        self.tid = tid
+        self.priority = priority
+        self.function = function
+        self.args = args
+        self.deps = deps
+        self.wanted = wanted
+        self.owner = owner
+        self.resources = resources
+        self.missing = 0
+        self.running = False
+
+
+class WorkerMachine:
+    """The worker's machine.
+
+    Args:
+        threads: how many tasks run at a time.
+        resources: name -> amount.
+
+    Attributes:
+        tasks: tid -> task that it was sent and that has not ended.
+        data: tid -> bytes, of the values that are here.
+        owners: tid -> (client UUID, counter), of values that were made here.
+        running: tids of the tasks that threads are at; those that nobody wants any more are in ``stopping`` too.
+        asked: tid -> (worker that was asked for a value, serial).
+        waiters: tid -> tids of tasks here that wait for it.
+        askers: tid -> [(who has asked for a value that is not here, serial)].
+        copying: tids that the scheduler wants a copy of here.
+    """
+
+    def __init__(self, threads: int = 1, resources: dict[str, float] | None = None) -> None:
+        self.number = -1
+        self.threads = threads
+        self.free = dict(resources or {})
+        self.paused = False
+        self.tasks: dict[int, _Task] = {}
+        self.data: dict[int, int] = {}
+        self.owners: dict[int, tuple[bytes, int]] = {}
+        self.running: dict[tuple[int, int], _Task] = {}
+        self.stopping: set[tuple[int, int]] = set()
+        self.asked: dict[int, tuple[int, int]] = {}
+        self.waiters: dict[int, list[int]] = {}
+        self.askers: dict[int, list[tuple[Any, int]]] = {}
+        self._serial = 0
+        self.copying: set[int] = set()
+        self._ready: list[tuple[int, int, int]] = []  # heap of (priority, tid, grant)
+        self._actions: list[Any] = []
+        self._report: dict[int, Report] = {}
+        self._handlers: dict[type, Any] = {
+            Run: self._run,
+            TakeBack: self._take_back,
+            CancelTasks: self._cancel,
+            Drop: self._drop,
+            Copy: self._copy,
+            Functions: lambda message: None,  # the shell's
+            Ended: self._ended,
+            Raised: self._raised,
+            Got: self._got,
+            PeerAsks: self._peer_asks,
+            AskerLost: self._asker_lost,
+            PeerLost: self._peer_lost,
+            Paused: self._set_paused,
+        }
+
+    def handle(self, events: Sequence[Any], now: float) -> list[Any]:
+        """Take in messages of the scheduler and events; what is to be done."""
+        for event in events:
+            self._handlers[type(event)](event)
+        self._begin()
+        actions, self._actions = self._actions, []
+        if self._report:
+            actions += [Say(None, report) for report in self._report.values()]
+            self._report = {}
+        return actions
+
+    # --- the scheduler's messages
+
+    def _run(self, message: Run) -> None:
+        self._serial += 1
+        asks: dict[int, list[int]] = {}
+        missing: list[int] = []
+        for n, tid in enumerate(message.tids):
+            task = _Task(
+                message.grant,
+                tid,
+                message.priorities[n],
+                message.functions[n],
+                message.args[n],
+                message.deps[n],
+                bool(message.wanted[n]),
+                message.owners[n],
+                message.resources[n],
+            )
+            self.tasks[tid] = task
+            for d in task.deps:
+                if d in self.data:
+                    continue
+                task.missing += 1
+                self.waiters.setdefault(d, []).append(tid)
+                source = message.sources.get(d)
+                if source is None:
+                    if d not in self.tasks and d not in self.asked:
+                        missing.append(d)
+                elif d not in self.asked or self.asked[d][0] != source:
+                    self._unask(d)
+                    self.asked[d] = source, self._serial
+                    asks.setdefault(source, []).append(d)
+            if not task.missing:
+                heappush(self._ready, (task.priority, tid, task.grant))
+        for source, tids in asks.items():
+            self._actions.append(Say(source, Ask(self._serial, tids)))
+        if missing:
+            self._actions.append(Say(None, Missing(missing, self.number)))
+
+    def _take_back(self, message: TakeBack) -> None:
+        given, kept = [], []
+        for tid in message.tids:
+            task = self.tasks.get(tid)
+            if task is None or task.running:
+                kept.append(tid)
+            else:
+                self._remove(task)
+                given.append(tid)
+        self._actions.append(Say(None, GaveBack(given, kept)))
+
+    def _cancel(self, message: CancelTasks) -> None:
+        for tid in message.tids:
+            task = self.tasks.get(tid)
+            if task is not None:
+                if task.running:
+                    self.stopping.add((task.grant, tid))
+                    self._actions.append(Stop(task.grant, tid))
+                self._remove(task)
+            elif tid in self.data:
+                self._forget([tid])
+
+    def _remove(self, task: _Task) -> None:
+        """A task will not run here, or what it ends with does not count."""
+        del self.tasks[task.tid]
+        if not task.missing:
+            return
+        for d in task.deps:
+            waiting = self.waiters.get(d)
+            if waiting is not None and task.tid in waiting:
+                waiting.remove(task.tid)
+                if not waiting:
+                    del self.waiters[d]
+                    if d not in self.copying:
+                        self._unask(d)
+
+    def _unask(self, tid: int) -> None:
+        found = self.asked.pop(tid, None)
+        if found is not None:
+            self._actions.append(Say(found[0], Unask([tid])))
+
+    def _drop(self, message: Drop) -> None:
+        self._forget([tid for tid in message.tids if tid in self.data])
+        for tid in message.tids:
+            if tid in self.copying:
+                self.copying.discard(tid)
+                if tid not in self.waiters:
+                    self._unask(tid)
+
+    def _forget(self, tids: Sequence[int]) -> None:
+        for tid in tids:
+            del self.data[tid]
+            self.owners.pop(tid, None)
+        if tids:
+            self._actions.append(Forget(tids))
+
+    def _copy(self, message: Copy) -> None:
+        here = []
+        for tid, source in message.sources.items():
+            if tid in self.data:
+                here.append(tid)
+                continue
+            self.copying.add(tid)
+            if tid not in self.asked and tid not in self.tasks:
+                self._serial += 1
+                self.asked[tid] = source, self._serial
+                self._actions.append(Say(source, Ask(self._serial, [tid])))
+        if here:
+            self._actions.append(Say(None, Fetched(here)))
+
+    # --- what happens here
+
+    def _begin(self) -> None:
+        """Start what can be started: the highest priority first."""
+        ready = self._ready
+        held: list[tuple[int, int, int]] = []
+        limit = 1 if self.paused else self.threads
+        while ready and len(self.running) < limit:
+            priority, tid, grant = heappop(ready)
+            task = self.tasks.get(tid)
+            if task is None or task.grant != grant or task.running:
+                continue
+            if any(d not in self.data for d in task.deps):
+                # dropped meanwhile: the scheduler is asking for the task back
+                continue
+            if not all(self.free.get(name, 0.0) >= amount for name, amount in task.resources):
+                held.append((priority, tid, grant))
+                continue
+            for name, amount in task.resources:
+                self.free[name] -= amount
+            task.running = True
+            self.running[grant, tid] = task
+            self._actions.append(Start(grant, tid, task.function, task.args, task.deps, task.wanted))
+        for entry in held:
+            heappush(ready, entry)
+
+    def _stopped(self, grant: int, tid: int) -> _Task | None:
+        """A thread is free again; the task, if it still counts."""
+        task = self.running.pop((grant, tid))
+        for name, amount in task.resources:
+            self.free[name] += amount
+        if (grant, tid) in self.stopping:
+            self.stopping.discard((grant, tid))
+            return None
+        del self.tasks[tid]
+        return task
+
+    def _ended(self, event: Ended) -> None:
+        task = self._stopped(event.grant, event.tid)
+        if task is None:
+            if event.tid not in self.data:
+                self._actions.append(Forget([event.tid]))
+            return
+        self.data[event.tid] = event.size
+        self.owners[event.tid] = task.owner
+        report = self._reporting(event.grant)
+        report.tids.append(event.tid)  # type: ignore[attr-defined]
+        report.sizes.append(event.size)  # type: ignore[attr-defined]
+        report.seconds.append(event.seconds)  # type: ignore[attr-defined]
+        report.results.append(event.result)  # type: ignore[attr-defined]
+        self._arrived(event.tid)
+
+    def _raised(self, event: Raised) -> None:
+        if self._stopped(event.grant, event.tid) is not None:
+            report = self._reporting(event.grant)
+            report.failed.append(event.tid)  # type: ignore[attr-defined]
+            report.errors.append(event.error)  # type: ignore[attr-defined]
+
+    def _reporting(self, grant: int) -> Report:
+        found = self._report.get(grant)
+        if found is None:
+            found = self._report[grant] = Report(grant, [], [], [], [], [], [])
+        return found
+
+    def _arrived(self, tid: int) -> None:
+        """A value is here: for tasks that wait for it, and for those who asked."""
+        for waiting in self.waiters.pop(tid, ()):
+            task = self.tasks[waiting]
+            task.missing -= 1
+            if not task.missing:
+                heappush(self._ready, (task.priority, waiting, task.grant))
+        askers = self.askers.pop(tid, None)
+        if askers:
+            for peer, serial in askers:
+                self._actions.append(Send(peer, serial, [tid]))
+
+    def _got(self, event: Got) -> None:
+        for tid, size in zip(event.tids, event.sizes, strict=True):
+            if self.asked.get(tid) == (event.peer, event.serial):
+                del self.asked[tid]
+            if tid in self.data:
+                continue
+            if tid not in self.waiters and tid not in self.copying:
+                self._actions.append(Forget([tid]))
+                continue
+            self._unask(tid)  # it is an answer to an earlier question
+            self.data[tid] = size
+            if tid in self.copying:
+                self.copying.discard(tid)
+                self._actions.append(Say(None, Fetched([tid])))
+            self._arrived(tid)
+
+    def _peer_asks(self, event: PeerAsks) -> None:
+        if type(event.message) is Unask:
+            for tid in event.message.tids:
+                self._forget_asker(tid, event.peer)
+            return
+        here = []
+        for tid in event.message.tids:
+            if tid in self.data:
+                here.append(tid)
+            else:
+                self.askers.setdefault(tid, []).append((event.peer, event.message.serial))
+        if here:
+            self._actions.append(Send(event.peer, event.message.serial, here))
+
+    def _forget_asker(self, tid: int, peer: Any) -> None:
+        askers = [asker for asker in self.askers.get(tid, ()) if asker[0] != peer]
+        if askers:
+            self.askers[tid] = askers
+        else:
+            self.askers.pop(tid, None)
+
+    def _peer_lost(self, event: PeerLost) -> None:
+        lost = [tid for tid, (source, _) in self.asked.items() if source == event.peer]
+        for tid in lost:
+            del self.asked[tid]
+        lost = [tid for tid in lost if tid in self.waiters or tid in self.copying]
+        self.copying.difference_update(lost)
+        if lost:
+            self._actions.append(Say(None, Missing(lost, event.peer)))
+
+    def _asker_lost(self, event: AskerLost) -> None:
+        for tid in list(self.askers):
+            self._forget_asker(tid, event.peer)
+
+    def _set_paused(self, event: Paused) -> None:
+        self.paused = event.paused
