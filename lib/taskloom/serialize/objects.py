@@ -161,7 +161,33 @@ def _set_class(cls: type, state: Any) -> Any:
     if cls in _home:
         return cls
     _foreign.add(cls)
+    _blobs.pop(cls, None)
     return _class_setstate(cls, state)
+
+
+# Classes from elsewhere go on, or home, as bytes that are made once and read once: each of a thousand small values that
+# travel by themselves has its class with it.
+_blobs: weakref.WeakKeyDictionary[type, bytes] = weakref.WeakKeyDictionary()  # the class as it is here now
+_read: weakref.WeakValueDictionary[bytes, type] = weakref.WeakValueDictionary()
+
+
+def _blob_of(cls: type) -> bytes:
+    blob = _blobs.get(cls)
+    if blob is None:
+        file = io.BytesIO()
+        _InPlacePickler(file, protocol=PROTOCOL).dump(cls)
+        blob = _blobs[cls] = file.getvalue()
+        _read[blob] = cls
+    return blob
+
+
+def _read_class(blob: bytes) -> type:
+    cls = _read.get(blob)
+    if cls is None or (cls not in _home and _blobs.get(cls) != blob):
+        cls = _read[blob] = pickle.loads(blob)
+        if cls in _foreign:
+            _blobs[cls] = blob  # and on it goes as it came
+    return cls
 
 
 _SETS_CLASS = b"_set_class"
@@ -208,6 +234,8 @@ def _reduce_weak_set(found: Any) -> Any:
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc, name-defined, unused-ignore]
     """cloudpickle's, with what it lacks; see the functions above."""
 
+    in_place = False  # classes from elsewhere too
+
     dispatch_table: ClassVar[Any] = ChainMap(
         {
             functools._lru_cache_wrapper: _reduce_cached,
@@ -221,6 +249,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc, name-defined, unused-
 
     def reducer_override(self, obj: Any) -> Any:
         # called for what is no plain builtin value only
+        if not self.in_place and isinstance(obj, type) and obj in _foreign:
+            return _read_class, (_blob_of(obj),)
         if isinstance(obj, (FunctionType, type)):
             note_module(obj.__module__)
         elif isinstance(obj, ModuleType):
@@ -232,6 +262,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc, name-defined, unused-
             make, args, state = found[:3]
             return _make_class, (make, *args), state, None, None, _set_class
         return found
+
+
+class _InPlacePickler(_Pickler):
+    in_place = True
 
 
 def _reduce_array(array: Any) -> Any:

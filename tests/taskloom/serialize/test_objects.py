@@ -731,3 +731,69 @@ def test_weak_containers():
     found, weak_found, set_found = through((keys, weak, weakref.WeakSet(keys)))
     assert [weak_found[k] for k in found] == [0, 1, 2]
     assert set(set_found) == set(found)
+
+
+def test_small_values_bring_their_classes_along():
+    """From process to process by way of the caller, who does not open them; whatever the classes were a run before."""
+    out = run(
+        """
+        from taskloom import multiprocessing
+        class A:
+            level = 1
+            def other(self): return B
+        class B:
+            level = 1
+            def other(self): return A
+        class C(B):
+            pass
+        def make(i):
+            return (A, B, C)[i % 3]()
+        def look(*things):
+            classes = {type(x) for x in things}
+            assert classes == {A, B, C}, classes
+            assert all(x.other() in (A, B) for x in things)
+            return sorted({(type(x).__name__, x.level, x.other().level) for x in things})
+        makes = [("make", i) for i in range(24)]
+        graph = {key: (make, key[1]) for key in makes}
+        graph.update({("look", i): (look, *makes) for i in range(6)})
+        for a, b in [(1, 1), (2, 1), (2, 3), (1, 1), (1, 3), (2, 1)]:
+            A.level, B.level = a, b
+            expected = [("A", a, b), ("B", b, a), ("C", b, a)]
+            for found in multiprocessing.get(graph, [("look", i) for i in range(6)], num_workers=2):
+                assert found == expected, (found, expected)
+            x = multiprocessing.get(graph, ("make", 2))
+            assert type(x) is C and x.other() is A
+        print("fine")
+        """
+    )
+    assert out == "fine\n"
+
+
+def test_a_class_from_elsewhere_goes_as_bytes_that_are_made_once():
+    out = run(
+        """
+        from taskloom import multiprocessing
+        class Thing:
+            def get(self): return self.x
+        def measure(*things):
+            from taskloom.serialize import dumps
+            sizes = [len(dumps(x)[0]) for x in things]
+            import pickle
+            from taskloom.serialize import loads
+            loaded = [loads(*dumps(x)) for x in things]
+            assert all(type(x) is Thing for x in loaded)
+            import cProfile, pstats
+            profile = cProfile.Profile()
+            profile.enable()
+            for x in things:
+                dumps(x)
+            profile.disable()
+            calls = {f[2]: n[0] for f, n in pstats.Stats(profile).stats.items()}
+            return max(sizes), calls.get("_class_getstate", 0)
+        size, calls = multiprocessing.get({"x": (measure, *[Thing() for _ in range(50)])}, "x")
+        assert size < 5000, size
+        assert calls == 0, calls
+        print("fine")
+        """
+    )
+    assert out == "fine\n"
