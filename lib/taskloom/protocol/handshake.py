@@ -46,7 +46,6 @@ from taskloom.protocol.compression import CODECS
 from taskloom.protocol.limits import Limits
 
 __all__ = [
-    "BUSY",
     "CODES",
     "PROTOCOL",
     "ROLES",
@@ -56,6 +55,7 @@ __all__ = [
     "Handshake",
     "Identity",
     "Peer",
+    "guess",
     "refusal",
 ]
 
@@ -73,7 +73,6 @@ CODES = {
     "role": "the peer is of a kind that is not wanted here",
     "http": "somebody speaks HTTP to the port",
     "tls": "one side speaks TLS and the other does not",
-    "busy": "too many connections wait to be let in",
     "peer": "the peer is no process of taskloom, or a damaged one",
     "lost": "the peer closed the connection in the middle of the handshake",
 }
@@ -91,7 +90,7 @@ MOST = 512  # bytes of a body
 _MOST_TEXT = 400
 
 #: What an acceptor says without having been shown a proof.
-REFUSED, USE_TLS, BUSY = 0, 1, 2
+REFUSED, USE_TLS = 0, 1
 
 _CONNECTOR_LABEL = b"taskloom handshake 1: connector\0"
 _ACCEPTOR_LABEL = b"taskloom handshake 1: acceptor\0"
@@ -144,8 +143,20 @@ class Peer(NamedTuple):
         return self.identity.role
 
 
+def guess(data: bytes) -> str:
+    """What somebody speaks, by the first bytes that they send: "taskloom", "tls", "http", "unclear" yet, or "other"."""
+    if data[:2] == b"\x16\x03":
+        return "tls"
+    if data[: len(MAGIC)] == MAGIC:
+        return "taskloom"
+    if data.startswith(_METHODS):
+        return "http"
+    beginnings = (MAGIC, b"\x16\x03", *_METHODS)
+    return "unclear" if any(beginning.startswith(data) for beginning in beginnings) else "other"
+
+
 def refusal(code: int) -> bytes:
-    """The message that an acceptor sends to a peer that it knows nothing of: ``USE_TLS`` or ``BUSY``."""
+    """The message that an acceptor sends to a peer that it knows nothing of: ``USE_TLS``, or that it is refused."""
     return _message(REFUSAL, bytes([code]))
 
 
@@ -416,8 +427,6 @@ class Connector(Handshake):
         code = body[0] if body else REFUSED
         if code == USE_TLS:
             return self._fail("tls", f"the {self._them} wants TLS; use an address that begins with tls://")
-        if code == BUSY:
-            return self._fail("busy", f"the {self._them} has too many new connections at a time; try again")
         if self.state == "GREETED":
             return self._fail("peer", f"the {self._them} refuses this process before it was shown anything")
         return self._fail(
@@ -517,11 +526,12 @@ class Acceptor(Handshake):
         return "" if objection is None else objection[1]
 
     def _foreign(self, data: bytes) -> bytes | None:
-        if any(method[: len(data)] == data[: len(method)] for method in _METHODS):
-            if len(data) < 8 and not any(data.startswith(method) for method in _METHODS):
-                return None  # what it is will be known soon
+        what = guess(data)
+        if what == "unclear":
+            return None  # it will be known soon
+        if what == "http":
             return self._fail("http", "somebody spoke HTTP to this port", HTTP_ANSWER)
-        if data[:2] == b"\x16\x03":
+        if what == "tls":
             return self._fail("tls", "somebody spoke TLS to this port, which is without (tcp://)", refusal(REFUSED))
         return self._fail(
             "peer", f"somebody who is no process of taskloom said {data[:40]!r} to this port", refusal(REFUSED)

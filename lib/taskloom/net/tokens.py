@@ -1,0 +1,163 @@
+"""The token: who knows it belongs to the cluster, and may run anything there.
+
+It is looked for in this order: the variable ``TASKLOOM_TOKEN``, the file that ``TASKLOOM_TOKEN_FILE`` names, and the user's own
+file, ``~/.config/taskloom/token`` (``$XDG_CONFIG_HOME`` is respected). A scheduler that finds none makes the user's file, so the
+same user's workers and clients find it, on this machine and on all that share the home directory.
+
+A token that others may read is no token: such a file is refused, and the error says what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+
+from taskloom.errors import TokenError
+
+__all__ = [
+    "check_token",
+    "find_or_make_token",
+    "find_token",
+    "how_to_get_token",
+    "make_token",
+    "read_token",
+    "token_path",
+]
+
+LEAST = 16  # characters
+_MOST = 4096
+
+
+def token_path(environ: Mapping[str, str] = os.environ) -> str:
+    """Where the user's own token is or would be."""
+    base = environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return os.path.join(base, "taskloom", "token")
+
+
+def check_token(token: str, where: str = "the token") -> str:
+    """A token as it is used: without white space around it.
+
+    Args:
+        where: what to call it in an error; the token itself is never in one.
+
+    Raises:
+        TokenError: it is too short to be safe, or no printable ASCII.
+
+    >>> check_token(" correct-horse-battery ")
+    'correct-horse-battery'
+    """
+    token = token.strip()
+    if len(token) < LEAST:
+        raise TokenError(
+            f"{where} has {len(token)} characters, and could be guessed; it needs {LEAST} or more. A good one: "
+            'python -c "import secrets; print(secrets.token_urlsafe(32))"'
+        )
+    if len(token) > _MOST or not token.isascii() or not token.isprintable() or " " in token:
+        raise TokenError(f"{where} is not one word of printable ASCII with at most {_MOST} characters")
+    return token
+
+
+def read_token(path: str) -> str:
+    """The token in a file.
+
+    Raises:
+        TokenError: there is none, or others may read or replace it.
+    """
+    try:
+        # not blocking: it could be a pipe
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise TokenError(f"the token in {path} can't be read: {error.strerror}") from error
+    with open(fd, "rb") as file:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise TokenError(f"{path} should hold the token, and is no file")
+        if found.st_uid not in (0, os.geteuid()):
+            raise TokenError(f"the token in {path} belongs to another user (uid {found.st_uid}), who could change it")
+        # root's file that a group may read: how Kubernetes mounts a secret for a user that is not root
+        others = 0o007 if found.st_uid == 0 and os.geteuid() != 0 else 0o077
+        if stat.S_IMODE(found.st_mode) & others:
+            raise TokenError(
+                f"the token in {path} can be read or changed by others (mode {stat.S_IMODE(found.st_mode):04o}), so it is "
+                f"not used. Make a new one, as it may be known: rm {path}; or, if you are sure: chmod 600 {path}"
+            )
+        data = file.read(_MOST + 1)
+    try:
+        return check_token(data.decode("ascii"), f"the token in {path}")
+    except UnicodeDecodeError:
+        raise TokenError(f"the token in {path} is not one word of printable ASCII") from None
+
+
+def make_token(path: str | None = None) -> str:
+    """Make a token in a file that nobody else can read; where one is there already, that one is used.
+
+    Args:
+        path: the file; by default the user's own.
+
+    Returns:
+        the token.
+
+    Raises:
+        TokenError: the file can't be made, or the one that is there is not safe.
+    """
+    path = token_path() if path is None else path
+    folder = os.path.dirname(path) or "."
+    new = os.path.join(folder, f".token-{secrets.token_hex(8)}")
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "wb") as file:
+                os.fchmod(fd, 0o600)  # whatever the umask
+                file.write(secrets.token_urlsafe(32).encode() + b"\n")
+                file.flush()
+                os.fsync(fd)
+            # Like O_EXCL, but nobody sees it half-written; of two who make one at a time, one wins.
+            try:
+                os.link(new, path)
+            except FileExistsError:
+                pass
+        finally:
+            os.unlink(new)
+    except OSError as error:
+        raise TokenError(f"no token can be made in {path}: {error.strerror}") from error
+    return read_token(path)
+
+
+def find_token(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The token of this user's processes; None where there is none.
+
+    Raises:
+        TokenError: there is one that is not safe, or that was named and is not there.
+    """
+    token = environ.get("TASKLOOM_TOKEN")
+    if token:
+        return check_token(token, "the variable TASKLOOM_TOKEN")
+    path = environ.get("TASKLOOM_TOKEN_FILE")
+    if path:
+        return read_token(os.path.expanduser(path))
+    path = token_path(environ)
+    return read_token(path) if os.path.lexists(path) else None
+
+
+def find_or_make_token(environ: Mapping[str, str] = os.environ) -> str:
+    """The same; where there is none, it is made in the user's own file.
+
+    Raises:
+        TokenError: see :func:`find_token` and :func:`make_token`.
+    """
+    found = find_token(environ)
+    return make_token(token_path(environ)) if found is None else found
+
+
+def how_to_get_token(host: str | None = None) -> str:
+    """What to type to have a scheduler's token here.
+
+    Args:
+        host: the scheduler's machine; None: this one.
+    """
+    path = "~/.config/taskloom/token"
+    get = f"cat {path}" if host is None else f"ssh {host} cat {path}"
+    return f'TASKLOOM_TOKEN="$({get})"'
