@@ -6,6 +6,7 @@ between tasks without being copied.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -76,7 +77,7 @@ def _workers(num_workers: int | None, pool: Any) -> int:
             raise TypeError(
                 f"pool= takes an executor such as concurrent.futures.ThreadPoolExecutor, not {type(pool).__name__}"
             )
-        if hasattr(pool, "_mp_context") or (hasattr(pool, "_ctx") and type(pool).__name__ != "ThreadPool"):
+        if _is_of_processes(pool):
             raise TypeError(
                 f"pool= is a {type(pool).__name__}, whose workers are other processes and do not share this one's "
                 "memory; use a pool of threads, or taskloom.multiprocessing.get, which has processes of its own"
@@ -86,3 +87,13 @@ def _workers(num_workers: int | None, pool: Any) -> int:
     if num_workers is None:
         num_workers = getattr(pool, "_max_workers", None) or getattr(pool, "_processes", None) or cpu_count()
     return config.positive_int("num_workers", num_workers)
+
+
+def _is_of_processes(pool: Any) -> bool:
+    # Only what has been imported can have made it, and importing it ourselves would cost. loky has `_context`.
+    pools: Any = sys.modules.get("multiprocessing.pool")
+    if pools is not None and isinstance(pool, pools.Pool):
+        return not isinstance(pool, pools.ThreadPool)
+    if any(cls.__name__ == "InterpreterPoolExecutor" for cls in type(pool).__mro__):  # Python 3.14
+        return True
+    return hasattr(pool, "_mp_context") or (hasattr(pool, "_context") and hasattr(pool, "_processes"))

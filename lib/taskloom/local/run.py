@@ -264,6 +264,9 @@ def work(run: Run, elsewhere: Callable[[Run, float], bool] | None = None) -> int
                 run.tickets += 1
                 release()
                 help_wanted()
+                if run.stopped:  # by now: an executor may run at once what it is given
+                    acquire()
+                    break
             else:
                 release()
 

@@ -30,8 +30,8 @@ __all__ = ["ThreadPool", "inside_task", "run_on_executor", "run_on_pool", "share
 
 # Seconds that a thread stays with its run while another run has none at all.
 TURN = 0.01
-# Seconds after which a caller whose run no thread has come for does something about it.
-PATIENCE = 1.0
+# Seconds after which a caller whose run has not a single thread does something about it.
+PATIENCE = 0.5
 
 _here = threading.local()
 
@@ -45,7 +45,8 @@ class ThreadPool:
     """Daemon threads that serve runs; they are made when they are first needed and never end by themselves.
 
     Attributes:
-        limit: how many threads there may be: as many as the run of most workers so far.
+        limit: how many threads there may be: as many as the run of most workers so far; more while all of them are in
+            tasks that last.
         size: how many serve; those stuck in tasks of ended runs do not count.
         free: threads that wait, or are about to, less tickets that wait. Exact, unlike the length of a queue, as a
             ticket is counted before anybody can take it.
@@ -66,17 +67,25 @@ class ThreadPool:
         """A run begins."""
         with self.lock:
             self.limit = max(self.limit, run.workers)
-            self._set_runs((*self.runs, run))
+            self._set_runs(run)
 
     def leave(self, run: Run) -> None:
         """A run is over."""
         with self.lock:
-            self._set_runs(tuple([other for other in self.runs if other is not run]))
+            run.stopped = True
+            self._set_runs()
 
-    def _set_runs(self, runs: tuple[Run, ...]) -> None:
-        self.runs = runs
-        for run in runs:
-            run.shared = len(runs) > 1
+    def stretch(self, count: int) -> None:
+        """Have so many more threads, or (negative) fewer again."""
+        with self.lock:
+            self.limit += count
+            self._hire()
+
+    def _set_runs(self, *more: Run) -> None:
+        # without those that are over: a Ctrl-C may have kept one from leaving
+        self.runs = (*[run for run in self.runs if run.left and not run.stopped], *more)
+        for run in self.runs:
+            run.shared = len(self.runs) > 1
 
     def ask(self, caller: _Caller) -> None:
         """Get a run one more thread, as soon as there is one.
@@ -129,6 +138,9 @@ class ThreadPool:
             if left == ABANDONED:
                 return  # the pool has written it off already
             with self.lock:
+                if self.size > self.limit:
+                    self.size -= 1
+                    return
                 self.free += 1
 
     def elsewhere(self, run: Run, since: float) -> bool:
@@ -253,6 +265,7 @@ class _Caller:
         may_help: whether it does where no other thread can.
         sleeping: it waits for the bell, or is about to: who sets this to False rings it.
         over: the run was found to be over; there is nothing to wait for.
+        stretched: threads by which the pool was made larger for this run.
     """
 
     def __init__(self, run: Run, place: ThreadPool | _Executor) -> None:
@@ -270,6 +283,7 @@ class _Caller:
         self.place = place
         self.sleeping = not self.helps
         self.over = False
+        self.stretched = 0
         self.bell = threading.Lock()
         self.bell.acquire()
         run.help = self.help
@@ -362,6 +376,8 @@ class _Caller:
                 self.outer.inner.discard(self)
         if self.pool is not None:
             self.pool.leave(self.run)
+            if self.stretched:
+                self.pool.stretch(-self.stretched)
         if self.executor is not None:
             self.executor.withdraw()
 
@@ -389,18 +405,26 @@ class _Caller:
     def _sleep(self) -> None:
         """Wait for the end of the run, or for the news that no thread will come."""
         run = self.run
-        can_help = self.may_help and threading.current_thread() is not threading.main_thread()
-        while not self.bell.acquire(timeout=PATIENCE):
+        # An executor's new thread may be at its first work before the executor knows of the thread: ask again soon.
+        patience = PATIENCE if self.executor is None else 0.01
+        while not self.bell.acquire(timeout=patience):
+            patience = PATIENCE
+            if self.executor is not None and not self.may_help:
+                self.may_help = self.executor.has_this_thread()
             with run.lock:
                 if not self.sleeping or run.active or run.stopped:
                     continue
-                if can_help:
-                    # All threads are busy. Perhaps one of them waits for us: a task that has made threads of its own.
+                if self.pool is not None and not self.stretched:
+                    # All threads are in tasks that last. One of these may even wait for us: in a thread of its own, or
+                    # as it belongs to a run that nobody could stop.
+                    self.stretched = run.workers
+                    self.pool.stretch(run.workers)
+                elif self.may_help:  # there is no thread to be had
                     self.helps = True
                     self.sleeping = False
                     run.tickets += 1
                     return
-                if self.executor is not None and self.executor.is_gone():
+                elif self.executor is not None and self.executor.is_gone():
                     run.fail(None, RuntimeError("the pool was terminated before the graph was done"))
                     self.over = True
                     return
@@ -446,6 +470,8 @@ def _serve_as_guest(caller: _Caller) -> None:
         _serve(caller)
     except BaseException as error:
         caller.refused(error)
+        if not isinstance(error, Exception):
+            raise
 
 
 def run_on_pool(run: Run, pool: ThreadPool) -> None:
