@@ -320,6 +320,8 @@ class Decoder:
             raise ProtocolError(f"a frame's buffers have {payload:,} bytes; the limit is {limits.batch:,}")
         if not header:
             raise ProtocolError("a frame has no header")
+        if (not count) != (not payload):
+            raise ProtocolError(f"a frame has {count:,} buffers of {payload:,} bytes together")
         return header, count, payload
 
     def _begin(self, header: int, count: int, payload: int) -> None:

@@ -195,6 +195,10 @@ class Writer:
         tag = self._tags.get(cls)
         if tag is not None:
             return _Kind([tag, *self._items(value)])
+        if isinstance(value, (tuple, list)):
+            return self._items(value)
+        if isinstance(value, dict):
+            return self._prepared(dict(value))
         return value
 
     def _sequence(self, items: Any) -> Any:
@@ -244,6 +248,8 @@ class Writer:
                 raise TypeError(f"{value!r} can't leave this process; pickle it into a Payload")
             self._apart.append(value)
             return msgpack.ExtType(APART, _INDEX.pack(len(self._apart) - 1))
+        if cls is int:
+            raise OverflowError(f"an integer of {value.bit_length()} bits can't stand in a message, only 64; pickle it")
         raise TypeError(
             f"an object of type {cls.__module__}.{cls.__qualname__} can't stand in a message; pickle it into a Payload"
         )
