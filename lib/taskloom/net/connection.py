@@ -152,10 +152,7 @@ class Connection(ABC):
         self._finished = True
         self._reason = reason
         self._release()
-        for waiter in self._drainers:
-            if not waiter.done():
-                waiter.set_exception(self._lost_error())
-        self._drainers.clear()
+        self._fail_drainers(self._lost_error())
         if not self._closed.done():
             self._closed.set_result(None)
         # not at once: whoever has just called send() or abort() is in the middle of something
@@ -170,6 +167,12 @@ class Connection(ABC):
         if self._reason is not None:
             return self._reason
         return ConnectionLostError(f"the connection to the {self.peer.role} at {self.remote} was closed here")
+
+    def _fail_drainers(self, error: CommError) -> None:
+        for waiter in self._drainers:
+            if not waiter.done():
+                waiter.set_exception(error)
+        self._drainers.clear()
 
     def _wake_drainers(self) -> None:
         if self._drainers and self.pending <= LOW:

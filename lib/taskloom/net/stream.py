@@ -109,6 +109,11 @@ class StreamConnection(Connection):
 
     # --- out
 
+    async def drain(self) -> None:
+        await super().drain()
+        if self._error is not None:
+            raise self._broken_error(self._error)
+
     @property
     def pending(self) -> int:
         return self._queued
@@ -212,9 +217,11 @@ class StreamConnection(Connection):
             return
         if not fine:
             self._stop_writing()
-            # Where it is read, that will find the end too, after the last messages of the peer: they may say why.
-            if not self._reading:
-                self._finish(None if self._closing else self._broken_error(self._error))
+            # Reading will find the end too, after the last messages of the peer: they may say why.
+            if self._closing:
+                self._finish(None)
+            else:
+                self._fail_drainers(self._broken_error(self._error))
             return
         if self._queue:
             if not self._writing:

@@ -70,24 +70,30 @@ def read_token(path: str) -> str:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise TokenError(f"the token in {path} can't be read: {error.strerror}") from error
-    with open(fd, "rb") as file:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise TokenError(f"{path} should hold the token, and is no file")
-        if found.st_uid not in (0, os.geteuid()):
-            raise TokenError(f"the token in {path} belongs to another user (uid {found.st_uid}), who could change it")
-        # root's file that a group may read: how Kubernetes mounts a secret for a user that is not root
-        others = 0o007 if found.st_uid == 0 and os.geteuid() != 0 else 0o077
-        if stat.S_IMODE(found.st_mode) & others:
-            raise TokenError(
-                f"the token in {path} can be read or changed by others (mode {stat.S_IMODE(found.st_mode):04o}), so it is "
-                f"not used. Make a new one, as it may be known: rm {path}; or, if you are sure: chmod 600 {path}"
-            )
-        data = file.read(_MOST + 1)
+    try:
+        _check_file(path, os.fstat(fd))
+        data = os.read(fd, _MOST + 1)
+    finally:
+        os.close(fd)
     try:
         return check_token(data.decode("ascii"), f"the token in {path}")
     except UnicodeDecodeError:
         raise TokenError(f"the token in {path} is not one word of printable ASCII") from None
+
+
+def _check_file(path: str, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise TokenError(f"{path} should hold the token, and is no file")
+    if found.st_uid not in (0, os.geteuid()):
+        raise TokenError(f"the token in {path} belongs to another user (uid {found.st_uid}), who could change it")
+    # root's file that a group may read: how Kubernetes mounts a secret for a user that is not root
+    others = 0o007 if found.st_uid == 0 and os.geteuid() != 0 else 0o077
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & others:
+        raise TokenError(
+            f"the token in {path} can be read or changed by others (mode {mode:04o}), so it is not used. Make a new one, as it "
+            f"may be known: rm {path}; or, if you are sure: chmod 600 {path}"
+        )
 
 
 def make_token(path: str | None = None) -> str:
