@@ -8,6 +8,7 @@ system's queue.
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import os
 import socket
@@ -307,7 +308,7 @@ class Listener:
             sock.setblocking(False)
             task = self._loop.create_task(self._welcome(sock, name))
             self._strangers[task] = self._loop.time()
-            task.add_done_callback(self._gone)
+            task.add_done_callback(functools.partial(self._gone, sock))
 
     def _make_place(self) -> bool:
         oldest, since = next(iter(self._strangers.items()))
@@ -320,8 +321,10 @@ class Listener:
         self.refused += 1
         return True
 
-    def _gone(self, task: asyncio.Task[None]) -> None:
+    def _gone(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
         self._strangers.pop(task, None)
+        if task.cancelled():
+            sock.close()  # it may not have begun
         if not task.cancelled() and task.exception() is not None:
             self._loop.call_exception_handler(
                 {"message": f"{self!r} failed to welcome a peer", "exception": task.exception()}
@@ -374,7 +377,9 @@ class Listener:
             await _farewell(self._loop, sock, refusal(USE_TLS))
             raise HandshakeError("a peer came without TLS, and was told to use tls://", "tls")
         assert security.server is not None
-        wrapped = security.server.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        wrapped = security.server.wrap_socket(
+            sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        )
         try:
             await _do_tls(self._loop, wrapped)
         except ssl.SSLError as error:
@@ -440,8 +445,9 @@ async def listen(
     """
     loop = asyncio.get_running_loop()
     where = parse_address(address)
+    identity = _identity(role, options, True)
     if where.scheme == "inproc":
-        return InprocListener(loop, where.host, handler, _identity(role, options, True), accepts, options.kinds)
+        return InprocListener(loop, where.host, handler, identity, accepts, options.kinds)
     key = check_token(token).encode()
     try:
         family, name = (await _resolve(loop, where, passive=True))[0]
@@ -556,8 +562,8 @@ class _Attempt:
                 f"taskloom, or be stopped or too busy"
             )
         why = "no answer"
-        if isinstance(self.last, OSError):
-            why = self.last.strerror or str(self.last)
+        if isinstance(self.last, OSError):  # asyncio has words of its own for it
+            why = os.strerror(self.last.errno) if self.last.errno else str(self.last)
         return ConnectTimeoutError(
             f"no {self.who} could be reached at {self.address} within {timeout:g} s ({why}). Is it running there, and is the "
             f"address right?"
@@ -623,13 +629,20 @@ class _Attempt:
     async def wrap(self, sock: socket.socket) -> ssl.SSLSocket:
         security = self.options.security or client_security()
         hostname = self.address.host if security.check_hostname else None
-        wrapped = security.client.wrap_socket(sock, do_handshake_on_connect=False, server_hostname=hostname)
+        wrapped = security.client.wrap_socket(
+            sock, do_handshake_on_connect=False, suppress_ragged_eofs=False, server_hostname=hostname
+        )
         try:
             await _do_tls(self.loop, wrapped)
         except ssl.SSLCertVerificationError as error:
             wrapped.close()
             raise HandshakeError(
                 f"the certificate of what listens at {self.address} is not accepted: {error.verify_message}", "tls"
+            ) from error
+        except ssl.SSLEOFError as error:
+            wrapped.close()
+            raise HandshakeError(
+                f"what listens at {self.address} closed the connection in the TLS handshake", "lost"
             ) from error
         except ssl.SSLError as error:
             wrapped.close()

@@ -329,6 +329,8 @@ class StreamConnection(Connection):
 
     def _broken_error(self, error: OSError | None) -> CommError:
         what = "" if error is None else f": {error.strerror or error}"
+        if isinstance(error, ssl.SSLEOFError):  # which some Pythons make of every error of the socket below
+            what = " off"
         lost = ConnectionLostError(f"the connection to the {self.peer.role} at {self.remote} broke{what}")
         lost.__cause__ = error
         return lost

@@ -438,6 +438,7 @@ def test_bytes_that_are_no_frames_end_the_connection(run, ends, wire):
 
 def test_nothing_is_left_of_a_closed_connection(run, ends, scheme):
     async def test():
+        gc.collect()
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(3):
             async with ends(scheme) as (one, other):
