@@ -219,7 +219,8 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 print(struck, taskloom.get_sync(graph, "sum"))
 """
     with started(code) as process:
-        assert process.communicate(timeout=60) == ("300 124750.0\n", "")
+        out, err = process.communicate(timeout=90)
+    assert (out, process.returncode) == ("300 124750.0\n", 0), err
 
 
 def test_nesting_without_end_is_a_recursion_error():

@@ -43,6 +43,10 @@ class _NoLock:
 
     def release(self) -> None: ...
 
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
 
 class Run:
     """One call of ``get`` under way.
@@ -154,11 +158,10 @@ class Run:
 
         A thread that comes late finds a run that is stopped; one whose task goes on finds that nobody wants its value.
         """
-        self.lock.acquire()
-        self.stopped = True
-        values = self.values.copy()
-        self.values.clear()  # in place: threads in work() have the same list
-        self.lock.release()
+        with self.lock:
+            self.stopped = True
+            values = self.values.copy()
+            self.values.clear()  # in place: threads in work() have the same list
         values.clear()  # without the lock: this may run the users' code
         self.plan = _NOTHING
         self.error = self.help = self.context = None

@@ -45,8 +45,8 @@ class ThreadPool:
     """Daemon threads that serve runs; they are made when they are first needed and never end by themselves.
 
     Attributes:
-        limit: how many threads there may be: as many as the run of most workers so far; more while all of them are in
-            tasks that last.
+        most: the workers of the run that had most of them so far: as many threads there may be.
+        extra: how many more there may be, while all are in tasks that last.
         size: how many serve; those stuck in tasks of ended runs do not count.
         free: threads that wait, or are about to, less tickets that wait. Exact, unlike the length of a queue, as a
             ticket is counted before anybody can take it.
@@ -57,7 +57,8 @@ class ThreadPool:
         self.name = name
         self.tickets: SimpleQueue[_Caller] = SimpleQueue()
         self.lock = threading.RLock()
-        self.limit = 0
+        self.most = 0
+        self.extra = 0
         self.size = 0
         self.free = 0
         self.made = 0
@@ -66,7 +67,7 @@ class ThreadPool:
     def enter(self, run: Run) -> None:
         """A run begins."""
         with self.lock:
-            self.limit = max(self.limit, run.workers)
+            self.most = max(self.most, run.workers)
             self._set_runs(run)
 
     def leave(self, run: Run) -> None:
@@ -78,7 +79,7 @@ class ThreadPool:
     def stretch(self, count: int) -> None:
         """Have so many more threads, or (negative) fewer again."""
         with self.lock:
-            self.limit += count
+            self.extra += count
             self._hire()
 
     def _set_runs(self, *more: Run) -> None:
@@ -104,7 +105,7 @@ class ThreadPool:
 
     def _hire(self) -> None:
         """Make threads for the tickets that no thread waits for (the lock is held)."""
-        while self.free < 0 and self.size < self.limit:
+        while self.free < 0 and self.size < self.most + self.extra:
             unwanted: list[bool] = []
             self.made += 1
             self.size += 1
@@ -138,7 +139,7 @@ class ThreadPool:
             if left == ABANDONED:
                 return  # the pool has written it off already
             with self.lock:
-                if self.size > self.limit:
+                if self.size > self.most + self.extra:
                     self.size -= 1
                     return
                 self.free += 1
@@ -158,14 +159,16 @@ class ThreadPool:
                     return True
         return False
 
-    def abandon(self, count: int) -> None:
-        """So many threads are stuck in tasks that nobody waits for any more; nothing can stop them from outside.
+    def abandon(self, run: Run) -> None:
+        """Threads are stuck in tasks of a run that nobody waits for any more; nothing can stop them from outside.
 
-        They count no longer, others are made in their place, and they go if they come back. Each of them finds that out
-        by ``run.abandoned``, which is set under the same hold of the run's lock.
+        They count no longer, others are made in their place, and they go if they come back: each finds out by
+        ``run.abandoned``. The run's lock is held, so none of them can leave meanwhile.
         """
         with self.lock:
-            self.size -= count
+            # no call between these two, so no Ctrl-C either
+            self.size -= run.active
+            run.abandoned = True
             try:
                 self._hire()
             except RuntimeError:  # no thread can be had; whoever asks next will hear of it
@@ -432,10 +435,10 @@ class _Caller:
     def _stop(self) -> None:
         """Nothing of the run is to be begun any more; what has begun is left to itself."""
         with self.run.lock:
-            self.run.stopped = self.run.abandoned = True
+            self.run.stopped = True
             inner = tuple(self.inner)
-            if self.pool is not None and self.run.active:
-                self.pool.abandon(self.run.active)
+            if self.pool is not None:
+                self.pool.abandon(self.run)
         for caller in inner:
             caller.cancel()
 

@@ -42,8 +42,9 @@ def pool(request):
     yield pool
     until(lambda: pool.free == pool.size)  # all wait, no ticket does
     assert pool.runs == ()
+    assert pool.extra == 0
     until(lambda: len(threads_of(pool)) == pool.size)
-    pool.limit = 0  # one more task each, and they go
+    pool.most = 0  # one more task each, and they go
     gone = pool.size
     for _ in range(gone):
         with pool.lock:
@@ -67,7 +68,7 @@ def threads_of(pool):
 def test_threads_come_only_for_work(pool):
     get(pool, {"x": 1, **{i: (inc, "x" if i == 2 else i - 1) for i in range(2, 50)}}, 49, 8)
     assert pool.size == 1  # a chain
-    assert pool.limit == 8
+    assert pool.most == 8
     barrier = threading.Barrier(5)
     get(pool, {("b", i): (barrier.wait, 20) for i in range(5)}, [("b", i) for i in range(5)], 8)
     assert pool.size == 5
