@@ -116,7 +116,7 @@ class StreamConnection(Connection):
 
     @property
     def pending(self) -> int:
-        return self._queued
+        return self._queued + self._encoder.size
 
     def send(self, message: Any) -> None:
         with self._lock:

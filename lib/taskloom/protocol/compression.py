@@ -1,7 +1,8 @@
 """Compression of large buffers, where it pays.
 
 A codec is used if both sides have it, and never on loopback, where copying is faster than any of them. ``lz4`` and ``zstd``
-need their packages (``lz4``, ``zstandard``); zlib is always there but slow, so it has to bring more. Whether a buffer is worth
+need their packages (``lz4``, ``zstandard``); zlib is always there but slow, so it has to bring more, and is let near small
+buffers only: the loop stands still while it works. Whether a buffer is worth
 it, a sample tells: a few pieces from all over it.
 
 In the handshake and on the wire codecs are numbers: 0 none, 1 zlib, 2 lz4, 3 zstd.
@@ -80,7 +81,7 @@ def _zstd() -> Codec:
 _MAKERS: dict[str, Callable[[], Codec]] = {
     "zstd": _zstd,
     "lz4": _lz4,
-    "zlib": lambda: Codec(1, 0.4, 4 << 20, lambda data: zlib.compress(data, 1), _zlib_decompress),
+    "zlib": lambda: Codec(1, 0.25, 1 << 20, lambda data: zlib.compress(data, 1), _zlib_decompress),
 }
 
 #: name -> number, the best first.

@@ -31,7 +31,10 @@ ENTRY = struct.Struct("<QQ")  # bytes of a buffer in memory; bytes as it travels
 _TRAVELS = (1 << 56) - 1
 
 _SEAL = 1 << 20  # a frame with a header of so many bytes is closed, so that the receiver can begin
-_LARGE = 1 << 20  # from here on memory comes from the system, in large pages, not zeroed by us
+_LARGE = 1 << 20  # from here on memory comes from the system, not zeroed by us
+_HUGE = (
+    8 << 20
+)  # and in large pages; of smaller buffers, several could share one, which goes only with the last of them
 _DIRECT = 1 << 14  # what is missing of a buffer is received into it directly from here on
 _SCRATCH = 1 << 18
 
@@ -69,6 +72,12 @@ class Encoder:
         self._header = 5  # bytes: what _packed will have, with the array's head
         self._payload = 0  # bytes of _apart
         self._sealed: list[Buffer] = []
+        self._sealed_size = 0
+
+    @property
+    def size(self) -> int:
+        """How many bytes wait to be taken, about."""
+        return self._header - 5 + self._payload + self._sealed_size
 
     def add(self, message: Any) -> None:
         """Append a message to the batch. It is encoded now: what is changed later does not change it, except for the
@@ -152,13 +161,14 @@ class Encoder:
                 table.append(ENTRY.pack(size, travels))
             self._sealed.append(b"".join([PREFIX.pack(MARK, header, len(apart), payload), *table, head, *packed]))
             self._sealed.extend(apart)
+        self._sealed_size = self.size
         self._packed, self._apart = [], []
         self._header, self._payload = 5, 0
 
     def take(self) -> list[Buffer]:
         """What is to be sent for the messages that were added since the last call; the buffers themselves, not copies."""
         self._seal()
-        sealed, self._sealed = self._sealed, []
+        sealed, self._sealed, self._sealed_size = self._sealed, [], 0
         return sealed
 
     def __bool__(self) -> bool:
@@ -182,9 +192,10 @@ def room(size: int) -> memoryview:
     try:
         if size < _LARGE:
             return memoryview(bytearray(size))
-        # not a bytearray: it would be zeroed first, which takes as long as receiving it from a fast peer
-        memory = mmap.mmap(-1, size)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        # Not a bytearray: it would be zeroed first, which takes as long as receiving it from a fast peer. Private: shared
+        # memory, which is the default here, has no large pages, and a forked process would write into it.
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
             try:
                 memory.madvise(mmap.MADV_HUGEPAGE)
             except OSError:  # a kernel without them

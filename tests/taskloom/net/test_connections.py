@@ -223,6 +223,18 @@ def test_a_slow_reader_holds_the_sender_back(run, ends, scheme):
     run(test)
 
 
+def test_what_waits_to_be_sent_is_known_at_once(run, ends, scheme):
+    async def test():
+        async with ends(scheme) as (one, other):
+            assert one.connection.pending == 0
+            one.connection.send(bytes(1_000_000))
+            assert 1_000_000 <= one.connection.pending < 1_001_000
+            await other.get(1)
+            assert one.connection.pending == 0
+
+    run(test)
+
+
 def test_reading_can_be_paused_from_within_a_message(run, ends, scheme):
     async def test():
         async with ends(scheme, start=False) as (one, other):

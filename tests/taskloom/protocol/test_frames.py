@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import tracemalloc
 from typing import Any, NamedTuple
 
@@ -147,6 +149,39 @@ def test_large_buffers_are_received_where_they_stay():
     assert np.shares_memory(np.frombuffer(message[1], "B"), np.frombuffer(place, "B"))
     assert not message[1].readonly
     assert bytes(message[1]) == b"z" * (1 << 20)
+
+
+FORK = """
+import os
+from taskloom.protocol import Decoder, Encoder
+for size in (100_000, 2 << 20, 9 << 20):
+    encoder = Encoder()
+    encoder.add(("put", bytes(size)))
+    [message] = Decoder().feed(b"".join(encoder.take()))
+    pid = os.fork()
+    if not pid:
+        message[1][:] = b"x" * size
+        os._exit(0)
+    os.waitpid(pid, 0)
+    print(bytes(message[1]) == bytes(size))
+"""
+
+
+def test_a_forked_process_does_not_write_into_large_buffers():
+    done = subprocess.run([sys.executable, "-c", FORK], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True"] * 3
+
+
+def test_what_waits_is_counted():
+    encoder = Encoder()
+    assert encoder.size == 0
+    encoder.add(("put", b"x" * 10_000))
+    assert 10_000 < encoder.size < 10_100
+    encoder.add("t" * 1_500_000)
+    encoder.add(("put", b"x" * 10_000))
+    size = sum([len(part) for part in encoder.take()])
+    assert 1_520_000 < size < 1_520_400
+    assert encoder.size == 0
 
 
 def test_a_small_rest_is_not_received_by_itself():
@@ -400,8 +435,6 @@ def test_the_best_codec_of_both_sides_is_chosen():
 
 
 def test_codecs_whose_packages_are_missing_are_not_offered(monkeypatch):
-    import sys
-
     compression._codec.cache_clear()
     monkeypatch.setitem(sys.modules, "lz4.block", None)
     monkeypatch.setitem(sys.modules, "zstandard", None)
