@@ -10,10 +10,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from taskloom.core.messages import (
+    PIN,
+    WISH,
+    Back,
     Cancel,
     Done,
     Erred,
     Functions,
+    Lost,
     Options,
     Pending,
     Release,
@@ -75,6 +79,7 @@ class ClientMachine:
         deps: Sequence[Sequence[int]],
         wanted: bytes,
         options: Options | None = None,
+        unpin: tuple[int, int] = (0, 0),
     ) -> tuple[int, list[Any]]:
         """New tasks.
 
@@ -83,8 +88,9 @@ class ClientMachine:
             args: opaque.
             deps: counters of the inputs; those within the submission as they will be: the first task's counter is
                 :attr:`next_counter`.
-            wanted: 1 for each value that is wanted, else 0.
+            wanted: for each WISH, PIN, both or 0; see :class:`taskloom.core.messages.Submit`.
             options: what else is said of them.
+            unpin: see there too.
 
         Returns:
             The counter of the first, and the messages to the scheduler.
@@ -97,11 +103,11 @@ class ClientMachine:
                 number = self._functions[digest] = len(self._payloads)
                 self._payloads.append(payload)
             numbers.append(number)
-        block = Submit(first, numbers, list(args), list(deps), wanted, options or Options())
+        block = Submit(first, numbers, list(args), list(deps), wanted, options or Options(), unpin)
         self._next += len(numbers)
         self._blocks.append(block)
         for k, want in enumerate(wanted):
-            if want:
+            if want & WISH:
                 self.wishes[first + k] = _PENDING
         return first, [*self._new_functions(), block]
 
@@ -158,14 +164,26 @@ class ClientMachine:
     def connected(self) -> list[Any]:
         """A scheduler that does not know us: all that is still wanted."""
         self._known = 0
-        messages: list[Any] = self._new_functions()
-        for block in self._blocks:
-            wishes = [self.wishes.get(block.first + k) for k in range(len(block.wanted))]
-            wanted = bytes([wish is not None and wish.state != FAILED and wish.result is None for wish in wishes])
-            messages.append(block._replace(wanted=wanted))
+        messages: list[Any] = [Back([block.first for block in self._blocks]), *self._new_functions()]
+        # What a later submission needs is pinned until all are there: its own graph may have ended long ago.
+        later: set[int] = set()
+        blocks = []
+        for block in reversed(self._blocks):
+            flags = bytearray(len(block.functions))
+            for k in range(len(flags)):
+                wish = self.wishes.get(block.first + k)
+                if wish is not None and not _is_cancelled(wish):
+                    flags[k] |= WISH
+                if block.first + k in later:
+                    flags[k] |= PIN
+            blocks.append(block._replace(wanted=bytes(flags), unpin=(0, 0)))
+            for needed in block.deps:
+                later.update(needed)
+        messages += reversed(blocks)
+        messages.append(Submit(self._next, [], [], [], b"", Options(), (0, self._next)))
         for counter, wish in self.wishes.items():
-            if wish.state == READY and wish.result is None:
-                self.wishes[counter] = _PENDING
+            if wish.state == READY:
+                self.wishes[counter] = _PENDING if wish.result is None else wish._replace(place=-1, tid=-1)
         return messages
 
     def handle(self, messages: Sequence[Any]) -> list[int]:
@@ -195,3 +213,8 @@ class ClientMachine:
             else:
                 raise TypeError(f"no message for a client: {message!r}")
         return changed
+
+
+def _is_cancelled(wish: Wish) -> bool:
+    """Whether a value was given up on purpose: it is not asked for again unless it is retried."""
+    return isinstance(wish.error, Lost) and wish.error.kind == "cancelled"

@@ -22,8 +22,12 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "KINDS",
+    "PIN",
+    "WISH",
+    "Adopted",
     "Announce",
     "Ask",
+    "Back",
     "Cancel",
     "CancelTasks",
     "Copy",
@@ -40,6 +44,7 @@ __all__ = [
     "Pending",
     "Release",
     "Report",
+    "Retired",
     "Retry",
     "Run",
     "Status",
@@ -48,6 +53,9 @@ __all__ = [
     "Unask",
     "Want",
 ]
+
+
+WISH, PIN = 1, 2  # in Submit.wanted
 
 
 class Options(NamedTuple):
@@ -78,7 +86,11 @@ class Submit(NamedTuple):
         functions: number of each task's function, see :class:`Functions`.
         args: its arguments, opaque; None where its inputs are all.
         deps: counters of its inputs, each once, all lower than its own.
-        wanted: 1 where the client wants the value, else 0.
+        wanted: WISH where the client wants the value; PIN where it does not, but a later block of the same graph will need
+            it; else 0.
+        unpin: (first, end) of counters whose pins end with this block, the last one of its graph.
+
+    A block whose first counter the scheduler knows says what the client wants of it by now: the client was away.
     """
 
     first: int
@@ -87,6 +99,7 @@ class Submit(NamedTuple):
     deps: Sequence[Sequence[int]]
     wanted: bytes
     options: Options
+    unpin: tuple[int, int] = (0, 0)
 
 
 class Functions(NamedTuple):
@@ -94,6 +107,15 @@ class Functions(NamedTuple):
 
     numbers: Sequence[int]
     payloads: Sequence[Any]
+
+
+class Back(NamedTuple):
+    """The first that a client says: the first counters of all submissions that it still has. They come next.
+
+    Of others that the scheduler has of it, nothing is wanted: the client was away when it let go of them.
+    """
+
+    firsts: Sequence[int]
 
 
 class Release(NamedTuple):
@@ -223,6 +245,22 @@ class Copy(NamedTuple):
     sources: dict[int, int]
 
 
+class Adopted(NamedTuple):
+    """The answer to :class:`Announce`, in one or several parts. What is not adopted comes in a Drop or CancelTasks.
+
+    Attributes:
+        held: number below 0 -> tid.
+        running: number below 0 -> (tid, grant).
+    """
+
+    held: dict[int, int]
+    running: dict[int, tuple[int, int]]
+
+
+class Retired(NamedTuple):
+    """Nothing is needed of this worker any more: it may go."""
+
+
 # --- worker -> scheduler
 
 
@@ -274,9 +312,15 @@ class Status(NamedTuple):
 
 
 class Announce(NamedTuple):
-    """What a worker has of the tasks of an earlier scheduler: client UUID, counter, size, its tid then; and is done."""
+    """The first that a worker says when it comes back, to this scheduler or to the one after it: what it has.
+
+    Attributes:
+        held: values: client UUID, counter, size, and a number below 0 by which the worker calls it for now.
+        running: tasks that its threads are at: client UUID, counter, such a number.
+    """
 
     held: Sequence[tuple[bytes, int, int, int]]
+    running: Sequence[tuple[bytes, int, int]]
 
 
 # --- worker -> worker, client -> worker
@@ -307,6 +351,7 @@ class Give(NamedTuple):
 KINDS: tuple[type, ...] = (
     Submit,
     Functions,
+    Back,
     Release,
     Want,
     Cancel,
@@ -319,6 +364,8 @@ KINDS: tuple[type, ...] = (
     CancelTasks,
     Drop,
     Copy,
+    Adopted,
+    Retired,
     Report,
     GaveBack,
     Fetched,

@@ -16,6 +16,9 @@ from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 from taskloom.core.messages import (
+    WISH,
+    Adopted,
+    Announce,
     Ask,
     CancelTasks,
     Copy,
@@ -25,6 +28,7 @@ from taskloom.core.messages import (
     GaveBack,
     Missing,
     Report,
+    Retired,
     Run,
     TakeBack,
     Unask,
@@ -32,13 +36,18 @@ from taskloom.core.messages import (
 
 __all__ = [
     "AskerLost",
+    "ClosePeers",
+    "Discard",
     "Ended",
     "Forget",
     "Got",
+    "Keep",
+    "Leave",
     "Paused",
     "PeerAsks",
     "PeerLost",
     "Raised",
+    "Rename",
     "Say",
     "Send",
     "Start",
@@ -51,7 +60,7 @@ __all__ = [
 
 
 class Ended(NamedTuple):
-    """A task has run well: its value is in the shell's store."""
+    """A task has run well: the shell has its value, under grant and tid, until it is told to keep or discard it."""
 
     grant: int
     tid: int
@@ -126,10 +135,39 @@ class Stop(NamedTuple):
     tid: int
 
 
+class Keep(NamedTuple):
+    """Store what a task has ended with, by this name."""
+
+    grant: int
+    tid: int
+    name: int
+
+
+class Discard(NamedTuple):
+    """Throw away what a task has ended with."""
+
+    grant: int
+    tid: int
+
+
 class Forget(NamedTuple):
     """Throw values away."""
 
     tids: Sequence[int]
+
+
+class Rename(NamedTuple):
+    """Values have other names from now on: old -> new."""
+
+    names: dict[int, int]
+
+
+class ClosePeers(NamedTuple):
+    """Close the connections by which we ask others: what still comes through them speaks of an earlier scheduler's tids."""
+
+
+class Leave(NamedTuple):
+    """The scheduler needs nothing of this worker any more."""
 
 
 class Say(NamedTuple):
@@ -153,6 +191,7 @@ class _Task:
         "deps",
         "function",
         "grant",
+        "key",
         "missing",
         "owner",
         "priority",
@@ -185,6 +224,7 @@ class _Task:
         self.resources = resources
         self.missing = 0
         self.running = False
+        self.key = (grant, tid)  # what its thread calls it
 
 
 class WorkerMachine:
@@ -219,6 +259,8 @@ class WorkerMachine:
         self.waiters: dict[int, list[int]] = {}
         self.askers: dict[int, list[tuple[Any, int]]] = {}
         self._serial = 0
+        self._failures: dict[int, Any] = {}  # of tasks that raised while there was no scheduler
+        self._names = 0  # below 0: what values are called while there is no scheduler
         self.copying: set[int] = set()
         self._ready: list[tuple[int, int, int]] = []  # heap of (priority, tid, grant)
         self._actions: list[Any] = []
@@ -229,6 +271,8 @@ class WorkerMachine:
             CancelTasks: self._cancel,
             Drop: self._drop,
             Copy: self._copy,
+            Adopted: self._adopted,
+            Retired: self._retired,
             Functions: lambda message: None,  # the shell's
             Ended: self._ended,
             Raised: self._raised,
@@ -250,6 +294,74 @@ class WorkerMachine:
             self._report = {}
         return actions
 
+    # --- the scheduler comes and goes
+
+    def disconnected(self) -> list[Any]:
+        """The scheduler is not there: what to do. Tasks that were not begun are forgotten, the others go on."""
+        for task in list(self.tasks.values()):
+            if not task.running:
+                self._remove(task)
+        self._report = {}
+        self.copying.clear()
+        self.asked.clear()
+        self._actions.append(ClosePeers())
+        names: dict[int, int] = {}
+        for tid in list(self.data):
+            if tid not in self.owners:  # a copy: it is of no use to somebody who does not know whose it is
+                self._forget([tid])
+                continue
+            self._names -= 1
+            names[tid] = self._names
+            self.data[self._names] = self.data.pop(tid)
+            self.owners[self._names] = self.owners.pop(tid)
+        tasks, self.tasks = self.tasks, {}
+        for task in tasks.values():
+            self._names -= 1
+            task.tid = self._names
+            self.tasks[task.tid] = task
+        if names:
+            self._actions.append(Rename(names))
+        actions, self._actions = self._actions, []
+        return actions
+
+    def connected(self, number: int) -> list[Any]:
+        """A scheduler is there, and calls this worker by this number: what to say to it."""
+        self.number = number
+        held = [(*self.owners[name], size, name) for name, size in self.data.items()]
+        running = [(*task.owner, name) for name, task in self.tasks.items()]
+        return [Say(None, Announce(held, running))] if held or running else []
+
+    def _adopted(self, message: Adopted) -> None:
+        names = {name: tid for name, tid in message.held.items() if name in self.data}
+        if names:
+            self._actions.append(Rename(names))
+        for name, tid in names.items():
+            size, owner = self.data.pop(name), self.owners.pop(name)
+            if tid in self.data:  # it was fetched meanwhile
+                continue
+            self.data[tid] = size
+            self.owners[tid] = owner
+            self._unask(tid)
+            self._arrived(tid)
+        for name, (tid, grant) in message.running.items():
+            task = self.tasks.pop(name, None)
+            if task is not None:
+                task.tid = tid
+                task.grant = grant
+                self.tasks[tid] = task
+            elif name in self.data:  # it has ended since
+                self._actions.append(Rename({name: tid}))
+                self.data[tid] = self.data.pop(name)
+                self.owners[tid] = self.owners.pop(name)
+                self._done(grant, tid, 0.0, None)
+            elif name in self._failures:
+                report = self._reporting(grant)
+                report.failed.append(tid)  # type: ignore[attr-defined]
+                report.errors.append(self._failures.pop(name))  # type: ignore[attr-defined]
+
+    def _retired(self, message: Retired) -> None:
+        self._actions.append(Leave())
+
     # --- the scheduler's messages
 
     def _run(self, message: Run) -> None:
@@ -264,7 +376,7 @@ class WorkerMachine:
                 message.functions[n],
                 message.args[n],
                 message.deps[n],
-                bool(message.wanted[n]),
+                bool(message.wanted[n] & WISH),
                 message.owners[n],
                 message.resources[n],
             )
@@ -305,11 +417,12 @@ class WorkerMachine:
             task = self.tasks.get(tid)
             if task is not None:
                 if task.running:
-                    self.stopping.add((task.grant, tid))
-                    self._actions.append(Stop(task.grant, tid))
+                    self.stopping.add(task.key)
+                    self._actions.append(Stop(*task.key))
                 self._remove(task)
             elif tid in self.data:
                 self._forget([tid])
+            self._failures.pop(tid, None)
 
     def _remove(self, task: _Task) -> None:
         """A task will not run here, or what it ends with does not count."""
@@ -331,7 +444,7 @@ class WorkerMachine:
             self._actions.append(Say(found[0], Unask([tid])))
 
     def _drop(self, message: Drop) -> None:
-        self._forget([tid for tid in message.tids if tid in self.data])
+        self._forget([tid for tid in dict.fromkeys(message.tids) if tid in self.data])
         for tid in message.tids:
             if tid in self.copying:
                 self.copying.discard(tid)
@@ -380,6 +493,7 @@ class WorkerMachine:
             for name, amount in task.resources:
                 self.free[name] -= amount
             task.running = True
+            task.key = grant, tid
             self.running[grant, tid] = task
             self._actions.append(Start(grant, tid, task.function, task.args, task.deps, task.wanted))
         for entry in held:
@@ -393,29 +507,39 @@ class WorkerMachine:
         if (grant, tid) in self.stopping:
             self.stopping.discard((grant, tid))
             return None
-        del self.tasks[tid]
+        del self.tasks[task.tid]
         return task
 
     def _ended(self, event: Ended) -> None:
         task = self._stopped(event.grant, event.tid)
         if task is None:
-            if event.tid not in self.data:
-                self._actions.append(Forget([event.tid]))
+            self._actions.append(Discard(event.grant, event.tid))
             return
-        self.data[event.tid] = event.size
-        self.owners[event.tid] = task.owner
-        report = self._reporting(event.grant)
-        report.tids.append(event.tid)  # type: ignore[attr-defined]
-        report.sizes.append(event.size)  # type: ignore[attr-defined]
-        report.seconds.append(event.seconds)  # type: ignore[attr-defined]
-        report.results.append(event.result)  # type: ignore[attr-defined]
-        self._arrived(event.tid)
+        self._actions.append(Keep(event.grant, event.tid, task.tid))
+        self.data[task.tid] = event.size
+        self.owners[task.tid] = task.owner
+        if task.tid < 0:
+            return  # there is nobody to tell, or nobody that has said yet whether it wants it
+        self._done(task.grant, task.tid, event.seconds, event.result)
+
+    def _done(self, grant: int, tid: int, seconds: float, result: Any) -> None:
+        report = self._reporting(grant)
+        report.tids.append(tid)  # type: ignore[attr-defined]
+        report.sizes.append(self.data[tid])  # type: ignore[attr-defined]
+        report.seconds.append(seconds)  # type: ignore[attr-defined]
+        report.results.append(result)  # type: ignore[attr-defined]
+        self._arrived(tid)
 
     def _raised(self, event: Raised) -> None:
-        if self._stopped(event.grant, event.tid) is not None:
-            report = self._reporting(event.grant)
-            report.failed.append(event.tid)  # type: ignore[attr-defined]
-            report.errors.append(event.error)  # type: ignore[attr-defined]
+        task = self._stopped(event.grant, event.tid)
+        if task is None:
+            return
+        if task.tid < 0:
+            self._failures[task.tid] = event.error
+            return
+        report = self._reporting(task.grant)
+        report.failed.append(task.tid)  # type: ignore[attr-defined]
+        report.errors.append(event.error)  # type: ignore[attr-defined]
 
     def _reporting(self, grant: int) -> Report:
         found = self._report.get(grant)

@@ -63,7 +63,7 @@ def validate(scheduler: Scheduler) -> None:
             require(slot in tasks.followers(d), slot, f"needs {d}, which does not know")
         for f in followers:
             require(slot in tasks.deps[f], slot, f"has the dependent {f}, which does not need it")
-        uses = tasks.wanted[slot] + sum(tasks.state[f] in _ACTIVE for f in followers)
+        uses = bool(tasks.wanted[slot]) + sum(tasks.state[f] in _ACTIVE for f in followers)
         require(tasks.uses[slot] == uses, slot, f"is counted {tasks.uses[slot]} times as needed, and is {uses} times")
         require(
             not (tasks.wanted[slot] and block.client.number not in scheduler.clients), slot, "is wanted by nobody there"
@@ -106,6 +106,7 @@ def validate(scheduler: Scheduler) -> None:
             require(tasks.place[slot] not in tasks.copies.get(slot, {}), slot, "is a copy of itself")
         if state == ERRED:
             require(slot in tasks.errors, slot, "has failed by nothing")
+            require(bool(tasks.wanted[slot]) or tasks.dependents[slot] is not None, slot, "could be forgotten")
         if state == IDLE:
             require(not uses, slot, "is idle and needed")
             require(bool(tasks.wanted[slot]) or tasks.dependents[slot] is not None, slot, "could be forgotten")

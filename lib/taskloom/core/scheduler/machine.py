@@ -11,12 +11,16 @@ Every change of a task's state is one of the methods below whose name says which
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from taskloom.core.messages import (
+    WISH,
+    Adopted,
     Announce,
+    Back,
     Cancel,
     CancelTasks,
     Drop,
@@ -27,6 +31,7 @@ from taskloom.core.messages import (
     Missing,
     Release,
     Report,
+    Retired,
     Retry,
     Status,
     Submit,
@@ -63,7 +68,10 @@ TRANSITIONS: dict[tuple[int, int], str] = {
     (WAITING, READY): "Placing._placed: its last input is on its way",
     (READY, WAITING): "_unplaced: an input is not on its way any more",
     (READY, SENT): "Placing.choose",
-    (SENT, DONE): "_done",
+    (SENT, DONE): "_done; _adopt: another worker came back with the value",
+    (WAITING, DONE): "_adopt: a worker came back with the value",
+    (READY, DONE): "_adopt",
+    (WAITING, SENT): "_adopt: a worker came back that is at it",
     (SENT, READY): "_unsend: given back, its worker died, or to be tried again",
     (SENT, WAITING): "_unsend: the same, and an input is missing by now",
     (DONE, WAITING): "_lost: its workers died, and somebody needs it",
@@ -89,23 +97,32 @@ class Scheduler:
     Args:
         incarnation: greater than that of any scheduler that these workers have heard before; see the stale rule in
             :mod:`taskloom.core.messages`.
+        grace: seconds from the first batch of events on in which nothing is sent to workers: after a restart those that
+            come back say what they have, and clients what they want.
     """
 
-    def __init__(self, incarnation: int = 0) -> None:
+    def __init__(self, incarnation: int = 0, grace: float = 0.0) -> None:
         self.tasks = Tasks()
         self.workers: dict[int, Worker] = {}
         self.clients: dict[int, Client] = {}
         self.out = Outbox()
         self.placing = Placing(self.tasks, self.workers, self.out, incarnation << 32)
         self.now = 0.0
-        self._numbers = 0
+        self._numbers = incarnation << 20  # workers know each other by their numbers, also across a restart
         self._functions = 0
         self._ranks = 0
+        self._grace: float | None = grace or None
+        self._grace_until: float | None = None
+        # (client UUID, counter) -> (worker, size or -1 while it runs, its number for it): announced, and not claimed yet
+        self._unclaimed: dict[tuple[bytes, int], list[tuple[int, int, int]]] = {}
+        self._retiring = False  # somebody is
+        self._retired: set[int] = set()  # that have been told so
         self._dead: list[Block] = []  # all of whose tasks are forgotten
         self._story: deque[tuple[float, str, int, Any]] = deque(maxlen=_STORY)
         self._handlers: dict[type, Callable[[Any, Any], None]] = {
             Submit: self._submit,
             Functions: self._functions_came,
+            Back: self._back,
             Release: self._release,
             Want: self._want,
             Cancel: self._cancel,
@@ -121,18 +138,22 @@ class Scheduler:
     # --- who is there
 
     def client_came(self, uuid: bytes) -> int:
-        """A client has connected; its number."""
+        """A client has connected, or come back; its number."""
+        for client in self.clients.values():
+            if client.uuid == uuid:
+                return client.number
         self._numbers += 1
         self.clients[self._numbers] = Client(self._numbers, uuid)
         return self._numbers
 
     def client_left(self, number: int) -> None:
-        """A client has gone: nobody wants what it wanted."""
+        """A client has gone for good: nobody wants what it wanted."""
         client = self.clients.pop(number)
         self.out.forget_client(number)
-        wanted = self.tasks.wanted
         for block in list(client.blocks):
-            self._unwant([slot for slot in range(block.base, block.base + block.count) if wanted[slot]])
+            for slot in range(block.base, block.base + block.count):
+                if self.tasks.state[slot] != FREE:
+                    self._set_wanted(slot, 0)
         self._sweep()
 
     def worker_came(
@@ -176,7 +197,10 @@ class Scheduler:
         for other in self.workers.values():
             for slot in [slot for slot, source in other.copying.items() if source == number]:
                 del other.copying[slot]
+        for key in list(self._unclaimed):
+            self._unclaimed[key] = [entry for entry in self._unclaimed[key] if entry[0] != number]
         del self.workers[number]
+        self._retired.discard(number)
         self.out.forget_worker(number)
         self.placing.touched.pop(number, None)
         self.placing.idle.pop(number, None)
@@ -216,6 +240,9 @@ class Scheduler:
             now: seconds, of any clock that goes forward.
         """
         self.now = now
+        if self._grace is not None:
+            self._grace_until = now + self._grace
+            self._grace = None
         for kind, number, message in events:
             peer: Any = (self.clients if kind == CLIENT else self.workers).get(number)
             if peer is None:
@@ -223,9 +250,20 @@ class Scheduler:
             self._story.append((now, kind, number, message))
             self._handlers[type(message)](peer, message)
             self._sweep()
-        self.placing.fill()
-        self.placing.balance()
+        if self._grace_until is not None and now >= self._grace_until:
+            self._grace_until = None
+            self._end_grace()
+        if self._grace_until is None:
+            self.placing.fill()
+            self.placing.balance()
+        for worker in list(self.workers.values()) if self._retiring else ():
+            if worker.retiring:
+                self._evacuate(worker)
         return self.out.take()
+
+    def deadline(self) -> float | None:
+        """When :meth:`handle` is to be called again even if nothing happens; None: then not."""
+        return self._grace_until
 
     # --- clients
 
@@ -238,12 +276,17 @@ class Scheduler:
         tasks = self.tasks
         count = len(message.functions)
         if not count:
+            self._unpin(client, message.unpin)
+            return
+        known = client.block_of(message.first)
+        if known is not None:
+            self._resync(known, message)
             return
         base, high = tasks.allocate(count)
         rank = (-message.options.priority << 44) + self._ranks
         self._ranks += count
         block = Block(client, message.first, base, count, high, rank, message.options)
-        client.blocks.append(block)
+        insort(client.blocks, block, key=lambda block: block.first)
         end = base + count
         tasks.owner[base:end] = [block] * count
         tasks.args[base:end] = message.args
@@ -304,9 +347,63 @@ class Scheduler:
                 self._wake(d)
         for slot in unknown:
             self._fail(slot, Lost("unknown", "it needs a task that the scheduler does not know, or has forgotten"))
+        if self._unclaimed:
+            self._claim(block)
+        self._unpin(client, message.unpin)
         for slot in range(end - 1, base - 1, -1):
-            if state[slot] == IDLE:
+            if state[slot] == IDLE or state[slot] == ERRED:
                 self._forget(slot)
+
+    def _back(self, client: Client, message: Back) -> None:
+        firsts = set(message.firsts)
+        for block in list(client.blocks):
+            if block.first not in firsts:
+                for slot in range(block.base, block.base + block.count):
+                    if self.tasks.state[slot] != FREE:
+                        self._set_wanted(slot, 0)
+
+    def _resync(self, block: Block, message: Submit) -> None:
+        """What a client that was away wants of a submission that is known."""
+        tasks = self.tasks
+        for slot, wanted in enumerate(message.wanted, block.base):
+            if tasks.state[slot] == FREE:
+                if wanted & WISH:
+                    counter = block.first + slot - block.base
+                    error = Lost("unknown", "the scheduler has forgotten it")
+                    self.out.erred(block.client.number, counter, counter, error)
+                continue
+            self._set_wanted(slot, wanted)
+            if wanted & WISH and tasks.state[slot] == DONE:
+                self._tell_done(slot)
+            elif wanted & WISH and tasks.state[slot] == ERRED:
+                self._tell_erred(slot)
+        self._unpin(block.client, message.unpin)
+
+    def _unpin(self, client: Client, counters: tuple[int, int]) -> None:
+        """The pins of a graph that is here in whole end."""
+        wanted = self.tasks.wanted
+        first, end = counters
+        for block in list(client.blocks) if first < end else ():
+            for slot in range(
+                block.base + max(0, first - block.first), block.base + min(block.count, end - block.first)
+            ):
+                if wanted[slot] > WISH:
+                    self._set_wanted(slot, wanted[slot] & WISH)
+
+    def _set_wanted(self, slot: int, wanted: int) -> None:
+        """A client wants a value from now on, or not any more."""
+        tasks = self.tasks
+        old, tasks.wanted[slot] = tasks.wanted[slot], wanted
+        if bool(old) == bool(wanted):
+            return
+        if wanted:
+            tasks.uses[slot] += 1
+            if tasks.state[slot] == IDLE:
+                self._wake(slot)
+        else:
+            uses = tasks.uses[slot] = tasks.uses[slot] - 1
+            if not uses:
+                self._let_go(slot)
 
     def _slot(self, client: Client, counter: int) -> int:
         """The slot of a client's task; -1 where it is forgotten."""
@@ -318,16 +415,10 @@ class Scheduler:
 
     def _release(self, client: Client, message: Release) -> None:
         wanted = self.tasks.wanted
-        slots = [self._slot(client, counter) for counter in message.counters]
-        self._unwant([slot for slot in slots if slot >= 0 and wanted[slot]])
-
-    def _unwant(self, slots: Iterable[int]) -> None:
-        tasks = self.tasks
-        for slot in slots:
-            tasks.wanted[slot] = 0
-            uses = tasks.uses[slot] = tasks.uses[slot] - 1
-            if not uses:
-                self._let_go(slot)
+        for counter in message.counters:
+            slot = self._slot(client, counter)
+            if slot >= 0 and wanted[slot] & WISH:
+                self._set_wanted(slot, wanted[slot] & ~WISH)
 
     def _want(self, client: Client, message: Want) -> None:
         tasks = self.tasks
@@ -336,13 +427,8 @@ class Scheduler:
             if slot < 0:
                 self.out.erred(client.number, counter, counter, Lost("unknown", "the scheduler has forgotten it"))
                 continue
-            if tasks.wanted[slot]:
-                continue
-            tasks.wanted[slot] = 1
-            tasks.uses[slot] += 1
-            if tasks.state[slot] == IDLE:
-                self._wake(slot)
-            elif tasks.state[slot] == DONE:
+            self._set_wanted(slot, tasks.wanted[slot] | WISH)
+            if tasks.state[slot] == DONE:
                 self._tell_done(slot)
             elif tasks.state[slot] == ERRED:
                 self._tell_erred(slot)
@@ -362,7 +448,16 @@ class Scheduler:
     def _retry(self, client: Client, message: Retry) -> None:
         tasks = self.tasks
         again: dict[int, None] = {}
-        stack = [self._slot(client, counter) for counter in message.counters]
+        stack = []
+        for counter in message.counters:
+            slot = self._slot(client, counter)
+            if slot < 0:
+                self.out.erred(client.number, counter, counter, Lost("unknown", "the scheduler has forgotten it"))
+            elif tasks.state[slot] == DONE:
+                self._tell_done(slot)
+            else:
+                self._set_wanted(slot, tasks.wanted[slot] | WISH)
+                stack.append(slot)
         while stack:
             slot = stack.pop()
             if slot < 0 or slot in again or tasks.state[slot] != ERRED:
@@ -447,10 +542,7 @@ class Scheduler:
             self._take_off(slot, worker)
             self._unplaced(slot)
         else:
-            if kind == READY:
-                self.placing.left_queue(slot)
-                self.placing.stuck.pop(slot, None)
-            self.placing.todo -= 1
+            self._unqueue(slot)
         self._forget_copies(slot)
 
     def _take_off(self, slot: int, worker: Worker) -> None:
@@ -572,7 +664,26 @@ class Scheduler:
     def _done(self, slot: int, worker: Worker, nbytes: int, seconds: float, result: Any) -> None:
         """SENT -> DONE."""
         tasks = self.tasks
+        has_inputs = slot not in worker.begun
         self._take_off(slot, worker)
+        function = tasks.function[slot]
+        if function is not None:
+            function.learn(seconds, nbytes)
+        self._is_there(slot, worker, nbytes, has_inputs)
+        if tasks.wanted[slot] & WISH:
+            block = tasks.owner[slot]
+            self.out.done(
+                block.client.number, block.first + slot - block.base, block.high + slot, nbytes, worker.number, result
+            )
+
+    def _is_there(self, slot: int, worker: Worker, nbytes: int, has_inputs: bool) -> None:
+        """To DONE: a worker has the value.
+
+        Args:
+            has_inputs: whether it surely has the inputs too. Not so where it was asked to give the task back, or came
+                back with it: it may have let go of them since.
+        """
+        tasks = self.tasks
         tasks.state[slot] = DONE
         tasks.place[slot] = worker.number
         tasks.nbytes[slot] = nbytes
@@ -582,9 +693,6 @@ class Scheduler:
         copies = tasks.copies.get(slot)
         if copies is not None:
             copies.pop(worker.number, None)
-        function = tasks.function[slot]
-        if function is not None:
-            function.learn(seconds, nbytes)
         undone = tasks.undone
         for f in tasks.followers(slot):
             undone[f] -= 1
@@ -592,17 +700,12 @@ class Scheduler:
         for d in tasks.deps[slot]:
             copies = tasks.copies.get(d)
             # It had it, to run this. That the input is done may be news: its maker has told the worker first.
-            if copies is not None and copies.get(worker.number) is False and tasks.state[d] == DONE:
+            if has_inputs and copies is not None and copies.get(worker.number) is False and tasks.state[d] == DONE:
                 copies[worker.number] = True
                 self._holds(worker, d)
             count = uses[d] = uses[d] - 1
             if not count:
                 self._let_go(d)
-        if tasks.wanted[slot]:
-            block = tasks.owner[slot]
-            self.out.done(
-                block.client.number, block.first + slot - block.base, block.high + slot, nbytes, worker.number, result
-            )
         if tasks.tries:
             tasks.tries.pop(slot, None)
 
@@ -647,7 +750,7 @@ class Scheduler:
         if not tasks.uses[slot]:
             self._forget(slot)
             return
-        if tasks.wanted[slot]:
+        if tasks.wanted[slot] & WISH:
             self.out.pending(tasks.owner[slot].client.number, tasks.counter(slot))
         self._wake(slot)
 
@@ -667,7 +770,7 @@ class Scheduler:
             if sure and other in self.workers:
                 tasks.place[slot] = other
                 del copies[other]
-                if tasks.wanted[slot]:
+                if tasks.wanted[slot] & WISH:
                     self._tell_done(slot)
                 break
         else:
@@ -726,9 +829,116 @@ class Scheduler:
                 self.placing.emptied(worker)
             self.placing.came(worker)
 
+    # --- who comes back
+
     def _announced(self, worker: Worker, message: Announce) -> None:
-        for _, _, _, tid in message.held:
-            self.out.tids(worker.number, Drop, tid)
+        for uuid, counter, size, name in message.held:
+            self._unclaimed.setdefault((uuid, counter), []).append((worker.number, size, name))
+        for uuid, counter, name in message.running:
+            self._unclaimed.setdefault((uuid, counter), []).append((worker.number, -1, name))
+        for client in self.clients.values():
+            for block in client.blocks:
+                self._claim(block)
+        if self._grace_until is None:
+            self._end_grace()
+
+    def _claim(self, block: Block) -> None:
+        """Take over what workers have announced of a submission's tasks."""
+        uuid = block.client.uuid
+        for counter in range(block.first, block.first + block.count):
+            entries = self._unclaimed.pop((uuid, counter), None)
+            if entries:
+                slot = block.base + counter - block.first
+                for number, size, name in sorted(entries, key=lambda entry: -entry[1]):
+                    self._adopt(slot, self.workers[number], size, name)
+
+    def _adopt(self, slot: int, worker: Worker, size: int, name: int) -> None:
+        """WAITING, READY, SENT -> DONE, or WAITING, READY -> SENT: a worker has the value, or is at it."""
+        tasks = self.tasks
+        kind = tasks.state[slot]
+        if size < 0:
+            if kind not in (WAITING, READY):
+                self.out.tids(worker.number, CancelTasks, name)
+                return
+            self._unqueue(slot)
+            grant = self.placing.adopt(slot, worker)
+            self.out.worker(worker.number, Adopted({}, {name: (tasks.tid(slot), grant)}))
+            return
+        if kind == DONE:
+            if worker.number in tasks.holders(slot):
+                self.out.tids(worker.number, Drop, name)
+                return
+            tasks.copies.setdefault(slot, {})[worker.number] = True
+            self._holds(worker, slot)
+        elif kind in _ACTIVE:
+            if kind == SENT:
+                self.out.tids(tasks.place[slot], CancelTasks, tasks.tid(slot))
+                self._take_off(slot, self.workers[tasks.place[slot]])
+                for f in tasks.followers(slot):  # they count on the other one
+                    if tasks.state[f] == SENT:
+                        self.placing.take_back(self.workers[tasks.place[f]], f)
+            else:
+                self._unqueue(slot)
+                self.placing.placed(slot)
+            self._is_there(slot, worker, size, False)
+            if tasks.wanted[slot] & WISH:
+                self._tell_done(slot)
+        else:
+            self.out.tids(worker.number, Drop, name)
+            return
+        self.out.worker(worker.number, Adopted({name: tasks.tid(slot)}, {}))
+
+    def _unqueue(self, slot: int) -> None:
+        """Leave WAITING or READY. The caller sets the state."""
+        if self.tasks.state[slot] == READY:
+            self.placing.left_queue(slot)
+            self.placing.stuck.pop(slot, None)
+        self.placing.todo -= 1
+
+    def _end_grace(self) -> None:
+        """What nobody has claimed is of no use."""
+        unclaimed, self._unclaimed = self._unclaimed, {}
+        for entries in unclaimed.values():
+            for number, size, name in entries:
+                self.out.tids(number, CancelTasks if size < 0 else Drop, name)
+
+    # --- who is to go
+
+    def retire(self, number: int) -> None:
+        """A worker is to go: it gets no more tasks, its values move, then it is told so."""
+        worker = self.workers[number]
+        if worker.retiring:
+            return
+        worker.retiring = True
+        self._retiring = True
+        self.placing.emptied(worker)
+        for slot in list(worker.sent):
+            self.placing.take_back(worker, slot)
+
+    def _evacuate(self, worker: Worker) -> None:
+        """Have others fetch what only a retiring worker has; tell it when nothing is left."""
+        tasks = self.tasks
+        left = bool(worker.sent)
+        others = [other for other in self.workers.values() if not other.retiring]
+        for slot in dict.fromkeys(worker.held):
+            if not self._has(worker, slot):
+                worker.copying.pop(slot, None)
+                continue
+            if any(not self.workers[n].retiring for n in tasks.holders(slot)):
+                worker.copying.pop(slot, None)
+                continue
+            left = True
+            if worker.copying.get(slot) in self.workers or not others:
+                continue
+            target = min(
+                others, key=lambda other: other.nbytes + sum(n == other.number for n in worker.copying.values())
+            )
+            worker.copying[slot] = target.number
+            tasks.copies.setdefault(slot, {}).setdefault(target.number, False)
+            self.out.copy(target.number, tasks.tid(slot), worker.number)
+        if not left and worker.number not in self._retired:
+            self._retired.add(worker.number)
+            self.out.worker(worker.number, Retired())
 
     # --- failing
 
@@ -744,7 +954,7 @@ class Scheduler:
             self._stop(slot)
         tasks.state[slot] = ERRED
         tasks.errors[slot] = error
-        if tasks.wanted[slot]:
+        if tasks.wanted[slot] & WISH:
             self._tell_erred(slot)
         if active:
             for d in tasks.deps[slot]:

@@ -262,10 +262,10 @@ class Placing:
             worker.sent[slot] = cost
             worker.load += cost
             self.todo -= 1
-            self._placed(slot)
+            self.placed(slot)
         return chosen
 
-    def _placed(self, slot: int) -> None:
+    def placed(self, slot: int) -> None:
         """A task is on its way: what is made of it may be sent too."""
         tasks = self.tasks
         unplaced, state = tasks.unplaced, tasks.state
@@ -391,6 +391,22 @@ class Placing:
             number,
             Run(grant, tids, priorities, functions, args, deps, bytes(wanted), sources, owners, resources),
         )
+
+    def adopt(self, slot: int, worker: Worker) -> int:
+        """A worker is at a task that it came back with; the grant for it."""
+        tasks = self.tasks
+        self.grant += 1
+        cost = self._cost(slot)
+        tasks.state[slot] = SENT
+        tasks.place[slot] = worker.number
+        tasks.grant[slot] = self.grant
+        worker.sent[slot] = cost
+        worker.load += cost
+        worker.begun.add(slot)
+        for name, amount in tasks.owner[slot].resources:
+            worker.free[name] -= amount
+        self.placed(slot)
+        return self.grant
 
     # --- taking back
 

@@ -237,7 +237,7 @@ class Tasks:
         deps: slots of its inputs.
         dependents: slots of the tasks made of it: None, one, a list, or a dict.
         uses: see the module's text.
-        wanted: 1 where its client wants it.
+        wanted: WISH, PIN, both or none.
         unplaced: how many of its inputs are neither SENT nor DONE.
         undone: how many are not DONE.
         grant: the grant under which it was sent; 0: none.
