@@ -222,9 +222,10 @@ class Run(NamedTuple):
 
 
 class TakeBack(NamedTuple):
-    """Give back those of these that were not begun; :class:`GaveBack` answers."""
+    """Give back those of these that were not begun; :class:`GaveBack` answers. ``grants``: under which they were sent."""
 
     tids: Sequence[int]
+    grants: Sequence[int]
 
 
 class CancelTasks(NamedTuple):
@@ -285,10 +286,12 @@ class Report(NamedTuple):
 
 
 class GaveBack(NamedTuple):
-    """The answer to :class:`TakeBack`: ``tids`` will not run here; ``kept`` have begun or are done."""
+    """The answer to :class:`TakeBack`: which will not run here, and which have begun or are done; both with their grants."""
 
     tids: Sequence[int]
+    grants: Sequence[int]
     kept: Sequence[int]
+    kept_grants: Sequence[int]
 
 
 class Fetched(NamedTuple):

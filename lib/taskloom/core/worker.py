@@ -402,15 +402,17 @@ class WorkerMachine:
             self._actions.append(Say(None, Missing(missing, self.number)))
 
     def _take_back(self, message: TakeBack) -> None:
-        given, kept = [], []
-        for tid in message.tids:
+        answer = GaveBack([], [], [], [])
+        for tid, grant in zip(message.tids, message.grants, strict=True):
             task = self.tasks.get(tid)
-            if task is None or task.running:
-                kept.append(tid)
+            if task is None or task.running or task.grant != grant:
+                answer.kept.append(tid)  # type: ignore[attr-defined]
+                answer.kept_grants.append(grant)  # type: ignore[attr-defined]
             else:
                 self._remove(task)
-                given.append(tid)
-        self._actions.append(Say(None, GaveBack(given, kept)))
+                answer.tids.append(tid)  # type: ignore[attr-defined]
+                answer.grants.append(grant)  # type: ignore[attr-defined]
+        self._actions.append(Say(None, answer))
 
     def _cancel(self, message: CancelTasks) -> None:
         for tid in message.tids:

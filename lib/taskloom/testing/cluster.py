@@ -738,7 +738,7 @@ class SimulatedCluster:
             else:
                 # given up on purpose, let go of while the client was away, and then wanted after all
                 assert error.kind == "unknown", f"{name}: {error}"
-                assert culprit in client.cancelled, f"{name}: {error}"
+                assert self._ancestors(client, culprit) & client.cancelled, f"{name}: {error}"
         else:
             assert kind == "error", f"{name} should be {what} and failed: {error}"
             assert culprit in what, f"{name} failed by {culprit}, not one of {what}"

@@ -643,8 +643,7 @@ class Scheduler:
             slot = tid & SLOT
             if slot < size and grants[slot] == grant:
                 self._done(slot, worker, nbytes, seconds, result)
-            else:  # stale: nobody needs it there
-                self._drop_stale(worker, tid)
+            # else stale: the worker was told to cancel it, and throws the value away
         for tid, error in zip(message.failed, message.errors, strict=True):
             slot = tid & SLOT
             if slot < size and grants[slot] == grant:
@@ -654,12 +653,6 @@ class Scheduler:
                     self._unsend(slot, worker)
                 else:
                     self._fail(slot, error)
-
-    def _drop_stale(self, worker: Worker, tid: int) -> None:
-        slot = self.tasks.slot_of(tid)
-        if slot >= 0 and self.tasks.state[slot] == DONE and worker.number in self.tasks.holders(slot):
-            return  # said twice
-        self.out.tids(worker.number, Drop, tid)
 
     def _done(self, slot: int, worker: Worker, nbytes: int, seconds: float, result: Any) -> None:
         """SENT -> DONE."""
@@ -783,16 +776,14 @@ class Scheduler:
 
     def _gave_back(self, worker: Worker, message: GaveBack) -> None:
         tasks = self.tasks
-        for tid in message.tids:
-            slot = tasks.slot_of(tid)
-            if slot < 0 or slot not in worker.taking:
-                continue
-            worker.taking.discard(slot)
-            if tasks.state[slot] == SENT and tasks.place[slot] == worker.number:
+        grants, size = tasks.grant, len(tasks.state)
+        for tid, grant in zip(message.tids, message.grants, strict=True):
+            slot = tid & SLOT
+            if slot < size and grants[slot] == grant:
                 self._unsend(slot, worker)
-        for tid in message.kept:
-            slot = tasks.slot_of(tid)
-            if slot in worker.taking:
+        for tid, grant in zip(message.kept, message.kept_grants, strict=True):
+            slot = tid & SLOT
+            if slot < size and grants[slot] == grant:
                 worker.taking.discard(slot)
                 worker.begun.add(slot)
         self.placing.touched[worker.number] = None

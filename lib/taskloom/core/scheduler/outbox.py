@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from taskloom.core.messages import CancelTasks, Copy, Done, Drop, Erred, Pending, TakeBack
 
-_Tids = type[CancelTasks] | type[Drop] | type[TakeBack]
+_Tids = type[CancelTasks] | type[Drop]
 
 __all__ = ["Action", "Outbox"]
 
@@ -33,11 +33,19 @@ class Outbox:
         self._clients: dict[int, list[Any]] = {}
 
     def tids(self, number: int, kind: _Tids, tid: int) -> None:
-        """A tid in a TakeBack, CancelTasks or Drop to a worker."""
+        """A tid in a CancelTasks or Drop to a worker."""
         messages = self._workers.setdefault(number, [])
         if not messages or type(messages[-1]) is not kind:
             messages.append(kind([]))
         messages[-1].tids.append(tid)
+
+    def take_back(self, number: int, tid: int, grant: int) -> None:
+        """A worker is to give back a task."""
+        messages = self._workers.setdefault(number, [])
+        if not messages or type(messages[-1]) is not TakeBack:
+            messages.append(TakeBack([], []))
+        messages[-1].tids.append(tid)
+        messages[-1].grants.append(grant)
 
     def copy(self, number: int, tid: int, source: int) -> None:
         """A worker is to fetch a value and keep it."""

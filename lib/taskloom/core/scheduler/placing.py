@@ -17,7 +17,7 @@ from __future__ import annotations
 from bisect import insort
 from heapq import heappop, heappush
 
-from taskloom.core.messages import Functions, Run, TakeBack
+from taskloom.core.messages import Functions, Run
 from taskloom.core.scheduler.outbox import Outbox
 from taskloom.core.scheduler.state import DONE, READY, SENT, SLOT, WAITING, Block, Function, Tasks, Worker
 
@@ -438,7 +438,7 @@ class Placing:
         """Ask a worker to give back a task if it has not begun it."""
         if slot not in worker.taking:
             worker.taking.add(slot)
-            self.out.tids(worker.number, TakeBack, self.tasks.tid(slot))
+            self.out.take_back(worker.number, self.tasks.tid(slot), self.tasks.grant[slot])
 
     def _steal_queued(self, idle: Worker) -> bool:
         """Give a worker that has nothing READY tasks from the queue of the one with the most."""
