@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import random
 import socket
@@ -147,14 +148,6 @@ async def between(scheme: str, address: str, quick: bool) -> None:
             await here.ask(("ask", 0))
             times.append((time.perf_counter() - begin) / total)
         show(f"{scheme}: one way, a message in batches of {batch}", min(times) * 1e6, "us")
-    payload = Payload([b"pickle", os.urandom(MEGABYTE) * (10 if quick else 100)])
-    times = []
-    for _ in range(7):
-        begin = time.perf_counter()
-        await here.ask(("ask", 0, payload))
-        times.append(time.perf_counter() - begin)
-    show(f"{scheme}: {payload.nbytes / 1e6:.0f} MB", min(times) * 1e3, "ms")
-    show(f"{scheme}: {payload.nbytes / 1e6:.0f} MB", payload.nbytes / 1e6 / min(times), "MB/s")
     here.connection.close()
     await here.connection.wait_closed()
 
@@ -177,7 +170,7 @@ def bare_there(size: int) -> None:
                 sock.sendall(b"a")
 
 
-def bare(port: int, size: int, count: int) -> None:
+def bare(port: int, count: int) -> None:
     with socket.create_connection(("127.0.0.1", port)) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -186,16 +179,34 @@ def bare(port: int, size: int, count: int) -> None:
             sock.recv(1)
 
         show("bare socket: round trip of a byte", best(ping, count, 5) * 1e6, "us")
-        data = os.urandom(MEGABYTE) * (size // MEGABYTE)
 
-        def send() -> None:
+
+async def large(addresses: dict[str, str], size: int) -> None:
+    """One large payload over each, in turns, so that what else the machine does hits all alike."""
+    data = os.urandom(MEGABYTE) * (size // MEGABYTE)
+    payload = Payload([b"pickle", data])
+    ends = {}
+    for scheme in ("tcp", "tls"):
+        ends[scheme] = Here(await net.connect(addresses[scheme], token=TOKEN, role="client", wants="scheduler"))
+        await ends[scheme].ask(("ask", 0))
+    times: dict[str, list[float]] = {"bare socket": [], "tcp": [], "tls": []}
+    with socket.create_connection(("127.0.0.1", int(addresses["bare"]))) as sock:
+        for _ in range(12):
+            begin = time.perf_counter()
             sock.sendall(b"d")
             sock.sendall(data)
             sock.recv(1)
-
-        taken = best(send, 1, 7)
-        show(f"bare socket: {size / 1e6:.0f} MB", taken * 1e3, "ms")
-        show(f"bare socket: {size / 1e6:.0f} MB", size / 1e6 / taken, "MB/s")
+            times["bare socket"].append(time.perf_counter() - begin)
+            for scheme, end in ends.items():
+                begin = time.perf_counter()
+                await end.ask(("ask", 0, payload))
+                times[scheme].append(time.perf_counter() - begin)
+    for name, found in times.items():
+        show(f"{name}: {size / 1e6:.0f} MB", min(found) * 1e3, "ms")
+    for scheme in ends:
+        show(f"{scheme}: of the bare socket's time", min(times[scheme]) / min(times["bare socket"]), "times")
+        ends[scheme].connection.close()
+        await ends[scheme].connection.wait_closed()
 
 
 def main() -> None:
@@ -211,15 +222,21 @@ def main() -> None:
         asyncio.run(there(options.there))
         return
     codec()
-    for scheme in ("bare", "tcp", "tls"):
-        command = [sys.executable, "-m", "benchmarks.wire", "--there", scheme, *(["--quick"] if options.quick else [])]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            address = process.stdout.readline().strip()
-            if scheme == "bare":
-                bare(int(address), size, 300 if options.quick else 3000)
+    flags = ["--quick"] if options.quick else []
+    for measure in ("small", "large"):
+        with contextlib.ExitStack() as stack:
+            addresses = {}
+            for scheme in ("bare", "tcp", "tls"):
+                command = [sys.executable, "-m", "benchmarks.wire", "--there", scheme, *flags]
+                process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+                assert process.stdout is not None
+                addresses[scheme] = process.stdout.readline().strip()
+            if measure == "small":
+                bare(int(addresses["bare"]), 300 if options.quick else 3000)
+                for scheme in ("tcp", "tls"):
+                    asyncio.run(between(scheme, addresses[scheme], options.quick))
             else:
-                asyncio.run(between(scheme, address, options.quick))
+                asyncio.run(large(addresses, size))
 
 
 if __name__ == "__main__":

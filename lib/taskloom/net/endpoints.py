@@ -8,6 +8,7 @@ system's queue.
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import ipaddress
 import os
@@ -475,7 +476,7 @@ async def listen(
     except OSError as error:
         sock.close()
         hint = ""
-        if error.errno == 98 or "in use" in str(error):
+        if error.errno == errno.EADDRINUSE:
             hint = "; another process listens there, maybe another scheduler. Choose another port, or 0 for any that is free"
         raise AddressError(f"this process can't listen at {where}: {error.strerror}{hint}") from error
     return Listener(loop, sock, where, handler, key, role, accepts, options, security, on_refused)
@@ -600,7 +601,7 @@ class _Attempt:
             set_options(sock)
             if sock.getsockname() == sock.getpeername():
                 # TCP lets a socket meet itself where nobody listens on a port of the range for clients
-                raise ConnectionRefusedError(111, "Connection refused")
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
             binding = b""
             if self.address.scheme == "tls":
                 sock = await self.wrap(sock)

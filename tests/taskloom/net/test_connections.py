@@ -154,6 +154,45 @@ def test_counters(run, ends, wire):
     run(test)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_small_buffers_of_the_system_and_pauses_at_any_time(run, ends, wire, seed):
+    """Sending stops in the middle of everything, both ways at a time, and goes on."""
+
+    async def test():
+        draw = random.Random(seed)
+        async with ends(wire) as pair:
+            for side in pair:
+                side.connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            wanted = [
+                [(n, draw.randbytes(draw.choice([5, 500, 9000, 40_000, 150_000]))) for n in range(120)]
+                for _ in range(2)
+            ]
+
+            async def work(side, messages):
+                for message in messages:
+                    (side.connection.post if draw.random() < 0.2 else side.connection.send)(message)
+                    what = draw.random()
+                    if what < 0.2:
+                        await asyncio.sleep(0)
+                    elif what < 0.3:
+                        side.connection.pause_reading()
+                        side.connection.pause_reading()
+                    elif what < 0.5:
+                        side.connection.resume_reading()
+                        side.connection.resume_reading()
+                side.connection.resume_reading()
+                await side.connection.drain()
+
+            await asyncio.gather(*[work(side, messages) for side, messages in zip(pair, wanted, strict=True)])
+            for side, messages in zip(pair, reversed(wanted), strict=True):
+                assert [plain(message) for message in await side.get(120)] == messages
+            pair[0].connection.send(("last", bytes(200_000)))
+            pair[0].connection.close()
+            assert plain((await pair[1].get(1))[0]) == ("last", bytes(200_000))
+
+    run(test)
+
+
 # --- what cannot be sent
 
 
