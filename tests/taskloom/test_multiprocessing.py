@@ -127,6 +127,124 @@ def test_a_process_that_dies_between_two_runs_is_replaced():
         assert get({"x": (os.getpid,)}, "x", pool=pool) != first
 
 
+class Killer(Callback):
+    """Kills a process when the first task is about to be sent: as late as one can be before it begins."""
+
+    def __init__(self, pid=None):
+        self.pid = pid
+        self.killed = False
+
+    def pretask(self, key):
+        if not self.killed:
+            self.killed = True
+            if self.pid is None:
+                children = psutil.Process().children()
+                [self.pid] = [child.pid for child in children if "taskloom.local" in child.cmdline()]
+            os.kill(self.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_process_that_dies_while_nobody_uses_it_is_nobodys_error(tmp_path, workers):
+    # It may take the system a while to end a large process, so the next run may be the first to hear of it.
+    path = str(tmp_path / "log")
+
+    def log():
+        with open(path, "a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    big = np.arange(200_000)
+    graph = {("x", i): (lambda i, a: (os.getpid(), i + int(a[i])), i, "big") for i in range(200)} | {"big": big}
+    keys = [("x", i) for i in range(200)]
+    with ProcessPool(workers, log) as pool:
+        get(graph, keys, pool=pool)
+        victim = pool._idle[0].pid
+        killer = Killer(victim)
+        found = get(graph, keys, pool=pool, callbacks=[killer])
+        assert killer.killed
+        assert [value for _, value in found] == [2 * i for i in range(200)]
+        assert victim not in {pid for pid, _ in found}
+        assert {pid for pid, _ in get(graph, keys, pool=pool)} <= {process.pid for process in pool._idle}
+        assert len(pool._idle) == workers
+    # the one in its place was initialized too
+    assert len((tmp_path / "log").read_text().split()) == workers + 1
+
+
+def test_a_process_that_never_gets_to_its_first_task_is_an_error():
+    # not tried again and again: something is wrong with this machine
+    script = (
+        "import os, signal, sys; sys.path.insert(0, os.path.dirname(sys.argv[1]))\n"
+        "from test_multiprocessing import Killer; from taskloom.multiprocessing import get\n"
+        "get({'x': (abs, -1)}, 'x', num_workers=1, callbacks=[Killer()])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, __file__], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert re.search(
+        r"WorkerDiedError: process \d+ was killed by signal 9 .*, before its first task$", done.stderr.strip()
+    )
+
+
+def test_a_process_that_a_task_has_forked_does_not_hide_that_the_task_has_died(tmp_path):
+    fifo = str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+
+    def fork_and_die():
+        if not os.fork():
+            with open(fifo, "rb") as file:  # lives on, until somebody writes there
+                file.read()
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        with ProcessPool(1) as pool, pytest.raises(WorkerDiedError) as caught:
+            get({"x": (fork_and_die,)}, "x", pool=pool)
+    finally:
+        with open(fifo, "wb"):
+            pass
+    assert caught.value.key == "x"
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "words"),
+    [
+        ("return", 0, ""),
+        ("sys.exit()", 0, ""),
+        ("sys.exit(5)", 5, ""),
+        ("sys.exit('bye')", 1, "bye\n"),
+        ("raise ValueError('bad')", 1, "ValueError: bad\n"),
+    ],
+)
+def test_a_process_that_a_task_has_forked_ends_where_the_task_does(tmp_path, end, code, words):
+    # and does not go on with the pool's tasks, or talk to the parent
+    done = run_script(
+        tmp_path,
+        f"""
+import os, sys
+from taskloom.multiprocessing import get
+
+def fork(_):
+    pid = os.fork()
+    if not pid:
+        {end}
+    return None if not pid else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def log(i, _):
+    with open("log", "a") as file:
+        file.write(f"{{i}}\\n")
+    return i
+
+graph = {{("log", i): (log, i, "first") for i in range(50)}} | {{"first": (abs, -0.5), "fork": (fork, "first")}}
+values = get(graph, ["fork", *[("log", i) for i in range(50)]], num_workers=1)
+print(values[0], values[1:] == tuple(range(50)))
+print(get({{"x": (abs, -3)}}, "x", num_workers=1))
+""",
+    )
+    assert done.stdout == f"{code} True\n3\n"
+    assert done.stderr.endswith(words)
+    assert (done.stderr == "") == (words == "")
+    assert sorted(map(int, (tmp_path / "log").read_text().split())) == list(range(50))
+
+
 def test_tasks_that_still_run_when_another_one_failed_do_not_disturb_the_next_run(tmp_path):
     started = tmp_path / "started"
 
@@ -297,16 +415,30 @@ def stuck(how):
         while True:
             a @ a
 
-if sys.argv[1:] == ["forked"]:
-    get({"x": (abs, 1)}, "x")
+def fork():
     if not os.fork():
         time.sleep(600)  # holds copies of all that the parent had open
+
+if sys.argv[1:] == ["forked"]:
+    get({"x": (abs, 1)}, "x")
+    fork()
+if sys.argv[1:] == ["forked in the middle"]:
+    from taskloom.diagnostics import Callback
+
+    class Fork(Callback):
+        def __init__(self):
+            self.left = 3
+        def pretask(self, key):
+            self.left -= 1
+            if not self.left:
+                fork()
+    Fork().register()
 graph = {("x", how): (stuck, how) for how in ("sleeps", "holds the GIL", "in C without it")}
 get(graph, list(graph), num_workers=3)
 """
 
 
-@pytest.mark.parametrize("how", ["alone", "forked"])
+@pytest.mark.parametrize("how", ["alone", "forked", "forked in the middle"])
 def test_no_process_outlives_a_parent_that_was_killed(tmp_path, how):
     (tmp_path / "script.py").write_text(ORPHANS)
     process = subprocess.Popen(

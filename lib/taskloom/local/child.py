@@ -22,10 +22,11 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections import deque
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any
+from typing import Any, NoReturn
 
 from taskloom.graph.compile import PLAIN, REFS
 from taskloom.local.channel import Receiver, encode, materialize, send_blocking
@@ -34,13 +35,17 @@ from taskloom.local.run import evaluate
 from taskloom.serialize.errors import dump_error
 from taskloom.serialize.objects import IN_BAND, PROTOCOL, Packer, _Pickler, dumps, store
 
-__all__ = ["LONG", "OUTPUT", "PRIVATE", "WANTED", "ResultError", "in_child", "main"]
+__all__ = ["LONG", "NONE_BEGUN", "OUTPUT", "PRIVATE", "WANTED", "ResultError", "in_child", "main"]
 
 # What becomes of a task's value.
 PRIVATE = 0  # only tasks of the same block use it
 WANTED = 1  # others may use it: goes with the report if it is small
 OUTPUT = 2  # the caller gets it
 LONG = 4  # and, beside one of these: the task takes long, so what was done before is reported before
+
+# What the cell holds beside ids: no task runs; and what the parent writes there at the start of a run.
+NO_TASK = -1
+NONE_BEGUN = -2
 
 REPORT_EVERY = 0.002  # seconds between reports while tasks run
 SMALL = 64 * 1024  # bytes that go with a report without being asked for
@@ -80,11 +85,22 @@ class Child:
         self.dropped: set[int] = set()  # ids dropped while blocks were waiting, which may bring them again
         self.run = -1
         self.refusing = False  # a block could not be read; those after it may need what it brought
+        self.is_copy = False  # this is a process that a task has forked, with everything above but the socket
 
     def send(self, header: Any, buffers: Any = ()) -> None:
         parts = encode(header, buffers)
         with self.sending:
             send_blocking(self.sock, parts)
+
+    def become_copy(self) -> None:
+        """A task has forked, and this is the new process: it reports nothing and runs nothing more for the pool.
+
+        Its copy of the socket would keep the parent from hearing that the process of the pool has died.
+        """
+        self.is_copy = True
+        self.sock.close()
+        for block in self.waiting:
+            block.todo.clear()
 
     # --- the reading thread
 
@@ -267,7 +283,6 @@ class Child:
             if want & LONG:
                 want &= ~LONG
                 if stops:
-                    cell[0] = -1
                     if not report.send():
                         return
                     now = perf_counter()
@@ -285,7 +300,6 @@ class Child:
                     value = evaluate(spec, values)
             except BaseException as error:
                 cut_frames(error)
-                cell[0] = -1
                 report.send(i, error)
                 self.give_back(1 << 60)
                 return
@@ -307,13 +321,11 @@ class Child:
             now = perf_counter()
             stops.append(now)
             if now >= due:
-                cell[0] = -1
                 if not report.send():
                     return
                 now = perf_counter()
                 report.begin(now)
                 due = now + REPORT_EVERY
-        cell[0] = -1
         if stops:
             report.send()
 
@@ -349,6 +361,9 @@ class _Report:
 
     def send(self, failed: int = -1, error: BaseException | None = None) -> bool:
         """Send what has been done since the last time; False if a result could not be sent, which ends the block."""
+        if self.child.is_copy:
+            _leave(error)
+        self.child.cell[0] = NO_TASK
         buffers: list[Any] = []
         packer = Packer()
         good = True
@@ -478,6 +493,7 @@ def main(argv: list[str]) -> None:
     for fd in (sock_fd, life):
         os.set_inheritable(fd, False)
     child = _child = Child(sock, cell)
+    os.register_at_fork(after_in_child=child.become_copy)
     hello = _first_message(child)
     _go_to(hello["place"])
     if hello["pythonpath"] is None:
@@ -491,6 +507,28 @@ def main(argv: list[str]) -> None:
     config.set(scheduler="sync")
     threading.Thread(target=child.read, name="taskloom-reader", daemon=True).start()
     child.work()
+
+
+def _leave(error: BaseException | None) -> NoReturn:
+    """The end of a process that a task has forked, and that has come back from the task: as of a program."""
+    code = 0
+    if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
+        code = error.code or 0
+    elif error is not None:
+        code = 1
+        try:
+            if isinstance(error, SystemExit):
+                print(error.code, file=sys.stderr)
+            else:
+                traceback.print_exception(error)
+        except Exception:  # there is nobody to tell
+            pass
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:
+            pass
+    os._exit(code & 0xFF)
 
 
 def _go_to(place: tuple[str, list[str]]) -> None:

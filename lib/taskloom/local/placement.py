@@ -383,6 +383,13 @@ class Placement:
         self._reopen(share, ids + share.take(share.pending(), 0))
         return ids
 
+    def lost(self, share: Share) -> None:
+        """A process is gone that had not begun any task, and another one, which has nothing, stands in its place."""
+        share.revoking = share.ignore = False
+        share.fetches, share.drops = [], []
+        self._reopen(share, share.take(share.pending(), 0))
+        share.has.clear()
+
     def _reopen(self, share: Share, ids: list[int]) -> None:
         """Tasks that were sent to a process and will not run there: the cursor goes back to them."""
         state, deps, has = self.state, self.plan.deps, share.has

@@ -44,6 +44,8 @@ class Process:
         pid: its process id.
         digests: functions that it has, oldest first.
         dirty: how many resets it has not acknowledged.
+        fresh: it has never been lent before.
+        cell: one integer that both sides see: the id of the task that runs, so that it is known when it dies.
     """
 
     def __init__(self, environment: dict[str, str]) -> None:
@@ -79,7 +81,9 @@ class Process:
         self.outbox: deque[Part] = deque()
         self.digests: dict[bytes, None] = {}
         self.dirty = 0
+        self.fresh = True
         self.dead = False
+        _processes.add(self)
         self.place = _place()
         self.post({"place": self.place, "pythonpath": pythonpath, "argv": list(sys.argv)})
 
@@ -224,6 +228,10 @@ class ProcessPool:
         self.initializer = initializer
         self._start_call = None
         if initializer is not None:
+            if not callable(initializer):
+                raise TypeError(
+                    f"initializer= takes a function, not {initializer!r} of type {type(initializer).__name__}"
+                )
             try:
                 self._start_call = dumps_whole((initializer, initargs))
             except Exception as error:
@@ -249,7 +257,9 @@ class ProcessPool:
             while not self._closed and self._lent >= TIMES * self.num_workers:
                 self._free.wait()
             if self._closed:
-                raise RuntimeError("this pool is closed")
+                raise RuntimeError(
+                    "this pool is closed, so its processes have ended; make another ProcessPool, or leave out pool="
+                )
             count = max(1, min(count, max(TIMES * self.num_workers, count) - self._lent))
             self._lent += count
             self._keep = max(self._keep, count)
@@ -279,6 +289,19 @@ class ProcessPool:
             self._returned(count)
             raise
         return good
+
+    def replace(self, dead: Process, count: int) -> Process:
+        """A new process in place of one that was lent and has died; one of so many that the caller has."""
+        dead.kill()
+        process = Process(thread_limits(max(count, self.num_workers)))
+        if self._start_call is not None:
+            try:
+                process.post(("call", 0), [self._start_call])
+                self._await_call(process)
+            except BaseException:
+                process.kill()
+                raise
+        return process
 
     def _returned(self, count: int) -> None:
         with self._free:
@@ -314,6 +337,7 @@ class ProcessPool:
             for process in processes:
                 if process.dead:
                     continue
+                process.fresh = False
                 if self._closed or len(self._idle) >= self._keep:
                     extra.append(process)
                 else:
@@ -338,17 +362,15 @@ class ProcessPool:
         self.close()
 
     def _forget(self) -> None:
-        # in a forked child: these are the parent's
+        # in a forked child
         self._lock = threading.Lock()
         self._free = threading.Condition(self._lock)
         self._lent = 0
-        for process in self._idle:
-            process.popen.returncode = 0  # not ours to wait for
-            process.close()
         self._idle = []
 
 
 _pools: weakref.WeakSet[ProcessPool] = weakref.WeakSet()
+_processes: weakref.WeakSet[Process] = weakref.WeakSet()
 _shared: ProcessPool | None = None
 _with_initializer: dict[bytes, ProcessPool] = {}
 _making = threading.Lock()
@@ -381,6 +403,10 @@ def _at_exit() -> None:
 
 def _after_fork() -> None:
     global _shared, _making
+    # The processes are the parent's, the lent ones too: while a copy of its end is open they do not hear that it has gone.
+    for process in list(_processes):
+        process.popen.returncode = 0  # not ours to wait for
+        process.close()
     for pool in list(_pools):
         pool._forget()
     _shared = None

@@ -29,7 +29,7 @@ from taskloom.diagnostics.events import Record
 from taskloom.errors import SerializationError, WorkerDiedError
 from taskloom.graph.compile import CALL, PLAIN, PUSH, REFS, VALUE
 from taskloom.local.channel import materialize
-from taskloom.local.child import LONG, OUTPUT, REPORT_EVERY, WANTED, ResultError
+from taskloom.local.child import LONG, NONE_BEGUN, OUTPUT, REPORT_EVERY, WANTED, ResultError
 from taskloom.local.placement import DONE, ELSEWHERE, SENT, Packed, Placement, Share
 from taskloom.local.pool import MOST_BLOBS, Process, ProcessPool, describe_exit
 from taskloom.local.run import Run, function_name, name_of
@@ -48,11 +48,13 @@ class ProcessRun:
 
     Args:
         run: the run; its ``values`` are filled in.
-        processes: idle ones, for this run alone.
+        processes: idle ones, for this run alone; one that is found to be dead before it has begun a task is replaced.
+        pool: where they are from.
     """
 
-    def __init__(self, run: Run, processes: list[Process]) -> None:
+    def __init__(self, run: Run, processes: list[Process], pool: ProcessPool) -> None:
         self.run = run
+        self.pool = pool
         self.plan = run.plan
         self.serial = next(_serials)
         self.processes = processes
@@ -65,6 +67,7 @@ class ProcessRun:
             self.wanted[i] = 1
         self.selector = selectors.DefaultSelector()
         for process, share in zip(processes, self.placement.shares, strict=True):
+            process.cell[0] = NONE_BEGUN
             self.selector.register(process.sock, selectors.EVENT_READ, share)
         self.writing: set[int] = set()
         self.told: set[int] = set()  # ids that pretask has been called with; some are sent twice
@@ -92,7 +95,9 @@ class ProcessRun:
                         messages = process.receive()
                         if messages is None:
                             self.died(share)
-                            return
+                            if run.stopped:
+                                return
+                            continue
                         for header, buffers in messages:
                             self.handle(share, header, buffers)
                             if run.stopped:
@@ -375,6 +380,10 @@ class ProcessRun:
         """A process is gone; its cell tells what it was running."""
         process = self.processes[share.index]
         i = process.cell[0]
+        if i == NONE_BEGUN and not process.fresh:
+            # It was killed while nobody used it, and the system took its time: a large process lives on for a while.
+            self.replace(share)
+            return
         code = process.exit_code()
         process.kill()
         what = describe_exit(code)
@@ -383,8 +392,20 @@ class ProcessRun:
             message = f"process {process.pid} {what}, while it ran the task {key!r} ({function_name(self.plan, i)})"
         else:
             key = None
-            message = f"process {process.pid} {what}, between two tasks"
+            message = (
+                f"process {process.pid} {what}, {'before its first task' if i == NONE_BEGUN else 'between two tasks'}"
+            )
         self.run.fail(key, WorkerDiedError(message, key, code))
+
+    def replace(self, share: Share) -> None:
+        """Another process in place of one that has died and had not begun anything."""
+        dead = self.processes[share.index]
+        self.selector.unregister(dead.sock)
+        self.writing.discard(share.index)
+        process = self.processes[share.index] = self.pool.replace(dead, len(self.processes))
+        process.cell[0] = NONE_BEGUN
+        self.selector.register(process.sock, selectors.EVENT_READ, share)
+        self.placement.lost(share)
 
     def end(self) -> None:
         """Leave the processes as the next run wants them."""
@@ -409,7 +430,7 @@ def run_on_processes(run: Run, pool: ProcessPool) -> None:
     try:
         if run.left:
             processes = pool.lend(min(run.workers, run.left))
-            state = ProcessRun(run, processes)
+            state = ProcessRun(run, processes, pool)
             state.loop()
             state.end()
     except BaseException as error:
