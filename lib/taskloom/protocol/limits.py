@@ -18,7 +18,8 @@ class Limits(NamedTuple):
         batch: all that stands out of band in one frame, also after it was decompressed.
         buffer: one out-of-band buffer, also after it was decompressed.
         buffers: how many out-of-band buffers a frame may have.
-        span: how many numbers a ``range`` may have: a few bytes say it, and the receiver may walk over it.
+        span: how many numbers a ``range`` may have, and how many items the columns of a frame that are one item repeated: a few
+            bytes say it, and the receiver makes room for it or walks over it.
 
     >>> Limits(header=1 << 20).header
     1048576

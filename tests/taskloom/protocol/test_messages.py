@@ -110,6 +110,15 @@ def test_lists_arrive_as_tuples_and_small_bytes_as_bytes():
         [(1, b"x"), *[()] * 40],
         [(1, b"x"), *[(b"y", 2)] * 40],
         [(b"uuid", 1)] * 40,
+        [(b"uuid", n, None, "a", 1.5, True) for n in range(40)],
+        [tuple(range(20))] * 40,
+        [[n, [n]] for n in range(40)],
+        [[[n, n], (n,)] for n in range(40)],
+        [True] * 40,
+        [True, *[1] * 40],
+        [(True,), *[(1,)] * 40],
+        [None, *[False] * 40],
+        ["a", *["b"] * 40, "a"],
         [(1,), *[None] * 40],
         [[[1]]] * 40,
         [[1, "a", None]] * 40,
@@ -353,6 +362,14 @@ def ext(code: int, data: bytes) -> msgpack.ExtType:
         (packed([ext(4, packed([2**63, 0, -1]))]), 0, "longer than the limit"),
         (packed([ext(5, packed([0, 1]))]), 0, "unknown kind 0; there are 0"),
         (packed([ext(77, b"")]), 0, "unknown type 77"),
+        (packed([ext(6, packed([]))]), 0, "columns that are none"),
+        (packed([ext(6, packed(["ab", "cd"]))]), 0, "columns that are none"),
+        (packed([ext(6, packed([[1, 2], [3]]))]), 0, "shorter than argument 1"),
+        (packed([ext(7, packed([-1, 2]))]), 0, "does not say how often"),
+        (packed([ext(7, packed([1]))]), 0, "does not say how often"),
+        (packed([ext(7, packed([True, 1]))]), 0, "does not say how often"),
+        (packed([ext(7, packed([2**62, None]))]), 0, "repeated more often than the limit"),
+        (packed([ext(7, packed([2**23, None]))] * 3), 0, "repeated more often than the limit"),
     ],
 )
 def test_wrong_headers_say_what_is_wrong(header, apart, words):
@@ -414,6 +431,54 @@ def test_damaged_messages_are_messages_or_an_error():
         except ProtocolError:
             pass
     assert reader.read(good, ())[0][0] == (1,) * 40
+
+
+@pytest.mark.parametrize("code", [2, 4, 5, 6, 7])
+def test_extensions_in_extensions_do_not_overflow_the_stack(code):
+    data = packed([0])
+    for _ in range(3000):
+        data = packed([ext(code, data)])
+    with pytest.raises(ProtocolError, match="deeper than 16 levels"):
+        Reader(Limits(), (Point, Line)).read(data, ())
+
+
+def test_kinds_within_kinds_have_an_end_on_both_sides():
+    def nested(depth):
+        value: Any = 1
+        for _ in range(depth):
+            value = Line(value)
+        return value
+
+    assert through(nested(17), (Point, Line))[0] == nested(17)
+    writer = Writer((Point, Line))
+    with pytest.raises(ValueError, match="nested deeper than 16 levels"):
+        writer.write(nested(18), [])
+    assert writer.write(nested(17), [])
+
+
+def test_lists_in_lists_are_no_deeper_on_the_wire():
+    value: Any = [[]] * 40
+    for level in range(60):
+        value = [value] * 2 if level % 20 == 0 else [value]
+    rows = [value] * 40
+    assert through(rows)[0] == frozen(rows)
+    deep: Any = 1
+    for _ in range(100):
+        deep = [deep]
+    assert through([deep] * 40)[0] == frozen([deep] * 40)
+
+
+def test_rows_and_what_is_repeated_take_few_bytes():
+    apart: list[Any] = []
+    write = Writer().write
+    assert len(write([(b"u" * 16, n) for n in range(1000)], apart)) < 4100
+    assert len(write([()] * 1000, apart)) < 20
+    assert len(write([None] * 1000, apart)) < 20
+    assert len(write([b"x" * 100] * 1000, apart)) < 120
+    big = b"x" * OUT_OF_BAND
+    found, apart = through([big] * 50)
+    assert len(apart) == 1
+    assert frozen(found) == (big,) * 50
 
 
 def test_lengths_that_are_not_true_make_no_room():
