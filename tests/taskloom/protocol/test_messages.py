@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskloom.errors import ProtocolError
@@ -402,6 +402,30 @@ def test_any_bytes_are_messages_or_an_error(data):
     for kinds in ((), (Point, Line)):
         try:
             found = Reader(Limits(), kinds).read(data, ())
+        except ProtocolError:
+            continue
+        assert type(found) is tuple
+
+
+hostile = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.binary(max_size=9) | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.integers(0, 3), inner, max_size=3)
+        | st.builds(ext, st.integers(0, 8), inner.map(packed))
+        | st.builds(ext, st.just(7), st.tuples(st.integers(0, 2**24), inner).map(packed))
+        | st.builds(ext, st.just(6), st.lists(st.lists(inner, min_size=2, max_size=2), max_size=3).map(packed))
+    ),
+    max_leaves=25,
+)
+
+
+@settings(max_examples=400)
+@given(st.lists(hostile, max_size=4))
+def test_what_is_well_formed_and_wrong_is_a_message_or_an_error(messages):
+    for kinds in ((), (Point, Line)):
+        try:
+            found = Reader(Limits(span=10_000), kinds).read(packed(messages), ())
         except ProtocolError:
             continue
         assert type(found) is tuple
