@@ -9,6 +9,8 @@
     |   +-- InvalidGraphError (TypeError)  no mapping, or a key that cannot be hashed
     +-- SerializationError (TypeError)   a function, argument or result that does not pickle; names it
     +-- WorkerDiedError (RuntimeError)   a process died while it ran a task; names the task and the signal
+    +-- ClusterError (RuntimeError)      the cluster cannot give a value
+    +-- TaskCancelledError (RuntimeError)  the task, or one that it needs, was cancelled
     +-- RemoteError (RuntimeError)       stands for a task's error that could not be sent here as itself
     +-- CommError (ConnectionError)      something between two processes of a cluster
         +-- AddressError (ValueError)    an address that cannot be read, or must not be used in this way
@@ -27,6 +29,7 @@ from __future__ import annotations
 
 __all__ = [
     "AddressError",
+    "ClusterError",
     "CommError",
     "ConnectError",
     "ConnectTimeoutError",
@@ -40,6 +43,7 @@ __all__ = [
     "ProtocolError",
     "RemoteError",
     "SerializationError",
+    "TaskCancelledError",
     "TaskloomError",
     "TokenError",
     "WorkerDiedError",
@@ -66,7 +70,13 @@ class CycleError(GraphError):
         shown = [repr(key) for key in cycle]
         if len(shown) > 12:
             shown = [*shown[:6], f"... {len(shown) - 11} more ...", *shown[-5:]]
-        super().__init__("the graph has a cycle, so none of these tasks can be the first: " + " needs ".join(shown))
+        message = "the graph has a cycle, so none of these tasks can be the first: " + " needs ".join(shown)
+        if len(cycle) == 2:
+            message += (
+                ". What is equal to a key stands for the value of that key; where it is meant as plain data, the key needs "
+                "another name"
+            )
+        super().__init__(message)
 
     def __reduce__(self) -> tuple[type[CycleError], tuple[list[object]]]:
         return type(self), (self.cycle,)
@@ -109,6 +119,14 @@ class RemoteError(TaskloomError, RuntimeError):
 
     Its message holds the type, the text and the traceback that the error had there.
     """
+
+
+class ClusterError(TaskloomError, RuntimeError):
+    """The cluster cannot give a value: the client or its scheduler is gone, or the value was let go of."""
+
+
+class TaskCancelledError(TaskloomError, RuntimeError):
+    """The task was cancelled, or one that it needs was."""
 
 
 class CommError(TaskloomError, ConnectionError):

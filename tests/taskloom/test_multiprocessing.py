@@ -673,7 +673,9 @@ def test_what_is_no_pool_is_refused():
         get({"x": 1}, "x", pool=executor)
     with ProcessPool(1) as pool, pytest.raises(TypeError, match="initializer= goes with the shared pool"):
         get({"x": 1}, "x", pool=pool, initializer=print)
-    with pytest.raises(RuntimeError, match="this pool is closed"):
+    with pytest.raises(TypeError, match="initializer= takes a function, not 3 of type int"):
+        get({"x": 1}, "x", initializer=3)
+    with pytest.raises(RuntimeError, match=r"this pool is closed, .* make another ProcessPool, or leave out pool="):
         get({"x": (inc, 1)}, "x", pool=pool)
     for wrong in (0, -1, 1.5, "2"):
         with pytest.raises((ValueError, TypeError), match="num_workers"):

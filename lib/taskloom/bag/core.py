@@ -119,6 +119,11 @@ def from_sequence(seq: Iterable[Any], partition_size: int | None = None, npartit
             f"from_sequence takes items that are there already; this is a {type(seq).__name__}, which is not computed yet: "
             "from_delayed makes a bag of delayed partitions"
         )
+    if not isinstance(seq, Iterable):
+        raise TypeError(
+            f"from_sequence takes a list or another iterable of items; this is {type(seq).__name__}: {seq!r:.40}. For a bag "
+            "with it as its one item give a list with it"
+        )
     if partition_size is not None and npartitions is not None:
         raise ValueError("give partition_size or npartitions to from_sequence, not both")
     for what, number in (("partition_size", partition_size), ("npartitions", npartitions)):

@@ -214,7 +214,7 @@ class Elements(BagBase):
             k: how many.
             npartitions: from how many partitions, from the front; -1: all. No more of them is read than ``k`` items take.
             compute: whether to compute them; otherwise the result is a bag of one partition.
-            warn: whether to warn where there are fewer.
+            warn: whether to warn where there are fewer, and partitions that were not looked through.
 
         Returns:
             A tuple of items, or a bag.
@@ -244,11 +244,11 @@ class Elements(BagBase):
             layer[name, 0] = (join, [(part, i) for i in range(npartitions)])
         bag = self._make(name, 1, layer, (self,))
         if not compute:
-            if warn:
+            if warn and npartitions < self._npartitions:
                 return bag._each(Step(partial(_enough, k, npartitions), "take", loose=True), "take-checked", (k,))
             return bag
         items = tuple(bag.compute())
-        if warn and len(items) < k:
+        if warn and len(items) < k and npartitions < self._npartitions:
             _warn_few(len(items), k, npartitions, stacklevel=3)
         return items
 

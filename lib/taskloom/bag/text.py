@@ -107,7 +107,8 @@ def find_files(urlpath: Url | Sequence[Url], options: dict[str, Any]) -> tuple[A
     """The file system and the paths in it that a path, one with wildcards, or a list of these stand for."""
     import fsspec.core
 
-    urls = [urlpath] if isinstance(urlpath, (str, bytes, os.PathLike)) else list(urlpath)
+    several = not isinstance(urlpath, (str, bytes, os.PathLike)) and isinstance(urlpath, Iterable)
+    urls: list[Any] = list(urlpath) if several else [urlpath]  # type: ignore[arg-type]
     if not urls:
         raise ValueError("an empty list of paths: there is nothing to read")
     found: list[str] = []

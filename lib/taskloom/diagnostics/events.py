@@ -96,8 +96,38 @@ class Callback:
         _registered[:] = [callback for callback in _registered if callback is not self]
 
 
+def _checked(given: Any) -> list[Any]:
+    # By what they can do, not by their class: a test's own object, or a proxy, will do.
+    asked = [given] if _is_callback(given) or not isinstance(given, Iterable) else list(given)
+    for callback in asked:
+        if isinstance(callback, type):
+            raise TypeError(
+                f"callbacks= takes a list of callbacks themselves, not the class {callback.__name__}: make one"
+            )
+        if not _is_callback(callback):
+            raise TypeError(
+                "callbacks= takes a list of taskloom.diagnostics.Callback objects, not "
+                f"{callback!r:.60} of type {type(callback).__name__}"
+            )
+    if asked and asked[0] is given:
+        raise TypeError(
+            f"callbacks= takes a list of callbacks: [{type(given).__name__}(...)], or use it in a with block"
+        )
+    return asked
+
+
+def _is_callback(value: Any) -> bool:
+    return all(callable(getattr(value, name, None)) for name in ("start", "pretask", "posttask", "finish"))
+
+
 def active_callbacks(given: Iterable[Callback] | None = None) -> list[Callback]:
-    """The callbacks that a run started here and now has to call, each once."""
+    """The callbacks that a run started here and now has to call, each once.
+
+    Raises:
+        TypeError: what was given are no callbacks; found before anything runs.
+    """
+    if given is not None:
+        given = _checked(given)
     found: list[Callback] = []
     for callback in (*(given or ()), *_in_context.get(), *_registered):
         if not any(callback is other for other in found):

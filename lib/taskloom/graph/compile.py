@@ -328,6 +328,8 @@ def _missing(key: Any, dsk: Any, needed_by: Any = None) -> MissingKeyError:
         message = f"the task {short(needed_by)} needs the key {short(key)}, which the graph does not have ({count})"
     elif isinstance(key, (tuple, frozenset)) and key and all(_is_key(item, dsk) for item in key):
         return MissingKeyError(f"{message}; to ask for several keys, give a list of them: {short(list(key))}")
+    elif isinstance(key, Iterable) and not isinstance(key, (str, bytes, tuple, frozenset)):
+        return MissingKeyError(f"{message}; to ask for several keys, give a list of them")
     names = {short(k, 200): k for k in islice(dsk, 2000)}
     close = difflib.get_close_matches(short(key, 200), names, n=3)
     if close:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
-__all__ = ["Literal"]
+__all__ = ["Literal", "Named"]
 
 
 class Literal:
@@ -30,3 +30,24 @@ class Literal:
 
     def __repr__(self) -> str:
         return f"Literal({self.value!r})"
+
+
+class Named:
+    """A function called with its last arguments by name.
+
+    The values stay in the task, where they can be references, and the function is the same for all such calls.
+    """
+
+    __slots__ = ("func", "names")
+
+    def __init__(self, func: Callable[..., Any], names: tuple[str, ...]) -> None:
+        self.func = func
+        self.names = names
+
+    def __call__(self, /, *args: Any) -> Any:
+        names = self.names
+        split = len(args) - len(names)
+        return self.func(*args[:split], **dict(zip(names, args[split:], strict=True)))
+
+    def __repr__(self) -> str:
+        return f"Named({self.func!r}, {self.names!r})"

@@ -339,6 +339,9 @@ def test_take():
             assert b.take(4) == (0, 1, 2)
         assert caught[0].filename == __file__
         assert b.take(4, warn=False) == (0, 1, 2)
+        assert b.take(11, npartitions=-1) == tuple(range(10))  # all there are: nothing to warn of
+        assert bag.from_sequence([], npartitions=1).take(1) == ()
+        assert value(bag.from_sequence([5], npartitions=1).take(2, compute=False)) == [5]
         some = b.take(2, compute=False)
         assert some.npartitions == 1
         assert value(some.map(inc)) == [1, 2]
@@ -549,3 +552,15 @@ def test_deep_chains_do_not_recurse():
         c = bag.zip(d, c).pluck(1)
     assert value(c) == [0, 1]
     assert value(pickle.loads(pickle.dumps(b))) == [0, 1]
+
+
+def test_what_is_nothing_to_make_a_bag_of_is_refused():
+    with pytest.raises(
+        TypeError, match=r"a list or another iterable of items; this is int: 3\. For a bag with it as its one"
+    ):
+        bag.from_sequence(3)
+    with pytest.raises(TypeError, match=r"this is str: 'ab'\. For its characters"):
+        bag.from_sequence("ab")
+    for wrong in (3, None, [3], b"a"):
+        with pytest.raises(TypeError, match=r"a path is a string or a Path, not (int: 3|NoneType: None|bytes: b'a')"):
+            bag.read_text(wrong)

@@ -378,3 +378,24 @@ def test_the_first_task_of_all_fails(get):
         get({"a": (fail, 1)}, "a", callbacks=[log])
     assert [what[0] for what in log.heard] == ["start", "pretask", "finish"]
     assert log.heard[-1][2] is caught.value
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (3, r"a list of taskloom.diagnostics.Callback objects, not 3 of type int"),
+        ([Profiler(), None], r"not None of type NoneType"),
+        ([Profiler], "themselves, not the class Profiler: make one"),
+        (Profiler, "themselves, not the class Profiler: make one"),
+        (Profiler(), r"a list of callbacks: \[Profiler\(...\)\], or use it in a with block"),
+        (print, "not <built-in function print> of type builtin_function_or_method"),
+    ],
+)
+def test_what_is_no_callback_is_refused_before_anything_runs(given, words):
+    ran = []
+    for get in (taskloom.get_sync, taskloom.threaded.get, taskloom.multiprocessing.get):
+        with pytest.raises(TypeError, match=words):
+            get({"x": (ran.append, 1)}, "x", callbacks=given)
+    assert ran == []
+    # whatever can be iterated will do
+    assert taskloom.get_sync({"x": (abs, -1)}, "x", callbacks=(each for each in [Profiler()])) == 1

@@ -271,6 +271,10 @@ def test_keys_that_cannot_be_hashed():
         told = message({"a": 1}, [[key]] if not isinstance(key, list) else [{"a": 1}], InvalidGraphError)
         assert told.startswith("a key is hashable, such as 'x' or ('x', 0); ")
         assert "unhashable type" in told
+    told = message({"a": 1}, (key for key in "a"), MissingKeyError)
+    assert told.endswith("(it has 1 key); to ask for several keys, give a list of them")
+    assert "several keys" not in message({"a": 1}, "aa", MissingKeyError)
+    assert "several keys" not in message({"a": 1}, ("a", 1), MissingKeyError)
     told = message({"y": Task("y", inc, TaskRef(("a", "b"))), "a": 1}, "y", MissingKeyError)
     assert "needs the key ('a', 'b')" in told
 
@@ -278,7 +282,8 @@ def test_keys_that_cannot_be_hashed():
 @pytest.mark.parametrize("own", [(inc, "a"), "a", ["a"], (inc, [(inc, "a")]), Task("a", inc, TaskRef("a"))])
 def test_a_task_that_needs_itself(own):
     assert message({"a": own, "b": (inc, "a")}, "b", CycleError) == (
-        "the graph has a cycle, so none of these tasks can be the first: 'a' needs 'a'"
+        "the graph has a cycle, so none of these tasks can be the first: 'a' needs 'a'. What is equal to a key stands for "
+        "the value of that key; where it is meant as plain data, the key needs another name"
     )
 
 
