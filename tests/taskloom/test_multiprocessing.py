@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 import taskloom
+import taskloom.system
 from taskloom import multiprocessing
 from taskloom.diagnostics import Callback
 from taskloom.errors import SerializationError, WorkerDiedError
@@ -357,6 +358,7 @@ def test_a_value_that_does_not_pickle_may_stay_in_its_process():
 INTERRUPTED = """
 import os, signal, sys, time, threading
 import taskloom
+import taskloom.system
 from taskloom.multiprocessing import get
 
 def forever(x):
@@ -701,7 +703,7 @@ def test_threads_of_blas_share_the_cpus():
 
         return [(info["user_api"], info["num_threads"]) for info in threadpoolctl.threadpool_info()]
 
-    cpus = taskloom.system.cpu_count() if hasattr(taskloom, "system") else len(os.sched_getaffinity(0))
+    cpus = taskloom.system.cpu_count()
     with ProcessPool(cpus) as pool:
         found = get({"x": (threads,)}, "x", pool=pool)
     assert found
