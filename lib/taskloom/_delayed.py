@@ -34,7 +34,7 @@ from taskloom._collections.protocol import (
 from taskloom._collections.running import get_threads
 from taskloom._collections.tokens import name_by, tokenize
 from taskloom.errors import MissingKeyError
-from taskloom.graph.node import Literal
+from taskloom.graph.node import Literal, Named
 from taskloom.graph.optimize import cull
 
 __all__ = ["Delayed", "delayed"]
@@ -401,27 +401,6 @@ class Method:
 
 
 _methods: dict[str, Method] = {}
-
-
-class Named:
-    """A function called with its last arguments by name.
-
-    The values stay in the task, where they can be references, and the function is the same for all such calls.
-    """
-
-    __slots__ = ("func", "names")
-
-    def __init__(self, func: Callable[..., Any], names: tuple[str, ...]) -> None:
-        self.func = func
-        self.names = names
-
-    def __call__(self, /, *args: Any) -> Any:
-        names = self.names
-        split = len(args) - len(names)
-        return self.func(*args[:split], **dict(zip(names, args[split:], strict=True)))
-
-    def __repr__(self) -> str:
-        return f"Named({self.func!r}, {self.names!r})"
 
 
 def _apply(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

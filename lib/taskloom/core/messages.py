@@ -30,6 +30,7 @@ __all__ = [
     "Back",
     "Cancel",
     "CancelTasks",
+    "ClientHello",
     "Copy",
     "Done",
     "Drop",
@@ -41,6 +42,8 @@ __all__ = [
     "Lost",
     "Missing",
     "Options",
+    "PeerHello",
+    "Peers",
     "Pending",
     "Release",
     "Report",
@@ -52,6 +55,8 @@ __all__ = [
     "TakeBack",
     "Unask",
     "Want",
+    "Welcome",
+    "WorkerHello",
 ]
 
 
@@ -74,6 +79,44 @@ class Options(NamedTuple):
     workers: tuple[str, ...] = ()
     resources: tuple[tuple[str, float], ...] = ()
     deaths: int = 3
+
+
+# --- who somebody is, and where
+
+
+class WorkerHello(NamedTuple):
+    """The first that a worker says to a scheduler: what it is called, what it has, and where others reach it."""
+
+    name: str
+    threads: int
+    limit: int
+    resources: dict[str, float]
+    address: str
+    pid: int
+
+
+class ClientHello(NamedTuple):
+    """The first that a client says to a scheduler: its name, never used by another one."""
+
+    uuid: bytes
+
+
+class PeerHello(NamedTuple):
+    """The first that a worker or client says to a worker: the number by which it knows it; -1 where that does not matter."""
+
+    number: int
+
+
+class Welcome(NamedTuple):
+    """The scheduler's answer: its number of the worker or client."""
+
+    number: int
+
+
+class Peers(NamedTuple):
+    """Where workers are, by their numbers; comes before a message that speaks of them."""
+
+    addresses: dict[int, str]
 
 
 # --- client -> scheduler
@@ -378,4 +421,11 @@ KINDS: tuple[type, ...] = (
     Ask,
     Unask,
     Give,
+    WorkerHello,
+    ClientHello,
+    PeerHello,
+    Welcome,
+    Peers,
+    Options,
+    Lost,
 )

@@ -52,6 +52,7 @@ __all__ = [
     "Send",
     "Start",
     "Stop",
+    "Unready",
     "WorkerMachine",
 ]
 
@@ -75,6 +76,13 @@ class Raised(NamedTuple):
     grant: int
     tid: int
     error: Any
+
+
+class Unready(NamedTuple):
+    """A task that was handed over before its inputs were there could not run: one of them failed."""
+
+    grant: int
+    tid: int
 
 
 class Got(NamedTuple):
@@ -198,6 +206,7 @@ class _Task:
         "resources",
         "running",
         "tid",
+        "unhanded",
         "wanted",
     )
 
@@ -222,7 +231,8 @@ class _Task:
         self.wanted = wanted
         self.owner = owner
         self.resources = resources
-        self.missing = 0
+        self.missing = 0  # inputs that are not here
+        self.unhanded = 0  # of these, those that were not handed over here
         self.running = False
         self.key = (grant, tid)  # what its thread calls it
 
@@ -233,23 +243,31 @@ class WorkerMachine:
     Args:
         threads: how many tasks run at a time.
         resources: name -> amount.
+        ahead: seconds of work that are handed over beyond what the threads are at, so that a short task needs no round trip
+            through this machine; they begin in the order in which they were handed over. With one thread, tasks
+            are handed over with those whose inputs they are made by.
 
     Attributes:
         tasks: tid -> task that it was sent and that has not ended.
         data: tid -> bytes, of the values that are here.
         owners: tid -> (client UUID, counter), of values that were made here.
-        running: tids of the tasks that threads are at; those that nobody wants any more are in ``stopping`` too.
+        running: tasks that were handed over, by (grant, tid); those that nobody wants any more are in ``stopping`` too.
         asked: tid -> (worker that was asked for a value, serial).
         waiters: tid -> tids of tasks here that wait for it.
         askers: tid -> [(who has asked for a value that is not here, serial)].
         copying: tids that the scheduler wants a copy of here.
     """
 
-    def __init__(self, threads: int = 1, resources: dict[str, float] | None = None) -> None:
+    def __init__(
+        self, threads: int = 1, resources: dict[str, float] | None = None, ahead: float = 0.0
+    ) -> None:
         self.number = -1
         self.threads = threads
         self.free = dict(resources or {})
         self.paused = False
+        self.ahead = ahead
+        self._chains = ahead > 0 and threads == 1
+        self._mean = ahead  # seconds that a task takes, of late
         self.tasks: dict[int, _Task] = {}
         self.data: dict[int, int] = {}
         self.owners: dict[int, tuple[bytes, int]] = {}
@@ -276,6 +294,7 @@ class WorkerMachine:
             Functions: lambda message: None,  # the shell's
             Ended: self._ended,
             Raised: self._raised,
+            Unready: self._unready,
             Got: self._got,
             PeerAsks: self._peer_asks,
             AskerLost: self._asker_lost,
@@ -314,8 +333,10 @@ class WorkerMachine:
             names[tid] = self._names
             self.data[self._names] = self.data.pop(tid)
             self.owners[self._names] = self.owners.pop(tid)
+        self.waiters.clear()
         tasks, self.tasks = self.tasks, {}
         for task in tasks.values():
+            task.missing = task.unhanded = 0
             self._names -= 1
             task.tid = self._names
             self.tasks[task.tid] = task
@@ -385,6 +406,8 @@ class WorkerMachine:
                 if d in self.data:
                     continue
                 task.missing += 1
+                if not (self._chains and d in self.tasks and self.tasks[d].running):
+                    task.unhanded += 1
                 self.waiters.setdefault(d, []).append(tid)
                 source = message.sources.get(d)
                 if source is None:
@@ -394,7 +417,7 @@ class WorkerMachine:
                     self._unask(d)
                     self.asked[d] = source, self._serial
                     asks.setdefault(source, []).append(d)
-            if not task.missing:
+            if not task.unhanded:
                 heappush(self._ready, (task.priority, tid, task.grant))
         for source, tids in asks.items():
             self._actions.append(Say(source, Ask(self._serial, tids)))
@@ -421,6 +444,7 @@ class WorkerMachine:
                 if task.running:
                     self.stopping.add(task.key)
                     self._actions.append(Stop(*task.key))
+                    self._not_handed(tid)
                 self._remove(task)
             elif tid in self.data:
                 self._forget([tid])
@@ -480,13 +504,16 @@ class WorkerMachine:
         """Start what can be started: the highest priority first."""
         ready = self._ready
         held: list[tuple[int, int, int]] = []
-        limit = 1 if self.paused else self.threads
+        limit = 1 if self.paused else self.threads + int(self.ahead * self.threads / max(self._mean, 2e-6))
         while ready and len(self.running) < limit:
             priority, tid, grant = heappop(ready)
             task = self.tasks.get(tid)
-            if task is None or task.grant != grant or task.running:
+            if task is None or task.grant != grant or task.running or task.unhanded:
                 continue
-            if any(d not in self.data for d in task.deps):
+            if task.missing:
+                if not all(d in self.data or (d in self.tasks and self.tasks[d].running) for d in task.deps):
+                    continue
+            elif any(d not in self.data for d in task.deps):
                 # dropped meanwhile: the scheduler is asking for the task back
                 continue
             if not all(self.free.get(name, 0.0) >= amount for name, amount in task.resources):
@@ -498,6 +525,12 @@ class WorkerMachine:
             task.key = grant, tid
             self.running[grant, tid] = task
             self._actions.append(Start(grant, tid, task.function, task.args, task.deps, task.wanted))
+            if self._chains:
+                for waiting in self.waiters.get(tid, ()):
+                    other = self.tasks[waiting]
+                    other.unhanded -= 1
+                    if not other.unhanded:
+                        heappush(ready, (other.priority, waiting, other.grant))
         for entry in held:
             heappush(ready, entry)
 
@@ -517,6 +550,7 @@ class WorkerMachine:
         if task is None:
             self._actions.append(Discard(event.grant, event.tid))
             return
+        self._mean += (event.seconds - self._mean) * 0.1
         self._actions.append(Keep(event.grant, event.tid, task.tid))
         self.data[task.tid] = event.size
         self.owners[task.tid] = task.owner
@@ -530,12 +564,13 @@ class WorkerMachine:
         report.sizes.append(self.data[tid])  # type: ignore[attr-defined]
         report.seconds.append(seconds)  # type: ignore[attr-defined]
         report.results.append(result)  # type: ignore[attr-defined]
-        self._arrived(tid)
+        self._arrived(tid, True)
 
     def _raised(self, event: Raised) -> None:
         task = self._stopped(event.grant, event.tid)
         if task is None:
             return
+        self._not_handed(task.tid)
         if task.tid < 0:
             self._failures[task.tid] = event.error
             return
@@ -543,19 +578,49 @@ class WorkerMachine:
         report.failed.append(task.tid)  # type: ignore[attr-defined]
         report.errors.append(event.error)  # type: ignore[attr-defined]
 
+    def _unready(self, event: Unready) -> None:
+        task = self.running.pop((event.grant, event.tid))
+        for name, amount in task.resources:
+            self.free[name] += amount
+        if task.key in self.stopping:
+            self.stopping.discard(task.key)
+            return
+        if task.tid < 0:  # there is no scheduler that would send what it lacks
+            del self.tasks[task.tid]
+            return
+        # it waits again; the scheduler, which hears of the failure, will take it from here
+        task.running = False
+        self._not_handed(task.tid)
+        task.unhanded = sum(d not in self.data and not self._is_handed(d) for d in task.deps)
+        if not task.unhanded:
+            heappush(self._ready, (task.priority, task.tid, task.grant))
+
+    def _is_handed(self, tid: int) -> bool:
+        task = self.tasks.get(tid)
+        return self._chains and task is not None and task.running
+
+    def _not_handed(self, tid: int) -> None:
+        """A task that was handed over has not made its value: those that wait for it wait for somebody to make it."""
+        if self._chains:
+            for waiting in self.waiters.get(tid, ()):
+                self.tasks[waiting].unhanded += 1
+
     def _reporting(self, grant: int) -> Report:
         found = self._report.get(grant)
         if found is None:
             found = self._report[grant] = Report(grant, [], [], [], [], [], [])
         return found
 
-    def _arrived(self, tid: int) -> None:
+    def _arrived(self, tid: int, made_here: bool = False) -> None:
         """A value is here: for tasks that wait for it, and for those who asked."""
+        handed = self._chains and (made_here or self._is_handed(tid))
         for waiting in self.waiters.pop(tid, ()):
             task = self.tasks[waiting]
             task.missing -= 1
-            if not task.missing:
-                heappush(self._ready, (task.priority, waiting, task.grant))
+            if not handed:
+                task.unhanded -= 1
+                if not task.unhanded and not task.running:
+                    heappush(self._ready, (task.priority, waiting, task.grant))
         askers = self.askers.pop(tid, None)
         if askers:
             for peer, serial in askers:

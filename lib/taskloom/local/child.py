@@ -458,7 +458,7 @@ class ResultError(Exception):
     """A result that does not pickle; the parent, which knows the key, makes the error of it that people see."""
 
 
-def _die_with_parent(life: int) -> None:
+def die_with_parent(life: int) -> None:
     """Let the kernel kill this process when the pipe's other end, which only the parent has, is closed.
 
     A thread that waits for the end of a pipe needs the interpreter to do anything about it, and a task in native code may
@@ -486,7 +486,7 @@ def main(argv: list[str]) -> None:
     # that tasks start do not inherit it.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    _die_with_parent(life)
+    die_with_parent(life)
     cell = memoryview(mmap.mmap(cell_fd, 8)).cast("q")
     os.close(cell_fd)
     sock = socket.socket(fileno=sock_fd)

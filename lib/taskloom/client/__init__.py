@@ -1,0 +1,6 @@
+"""The client of a cluster: graphs and functions go there, values come back."""
+
+from taskloom.client.client import Client
+from taskloom.client.future import Future
+
+__all__ = ["Client", "Future"]
