@@ -25,12 +25,17 @@ if TYPE_CHECKING:
         visualize,
     )
     from taskloom._delayed import delayed
+    from taskloom.client import Client, Future
+    from taskloom.deploy.local import LocalCluster
     from taskloom.sync import get_sync
 
 __version__ = "0.1.0"
 
 # public name -> the module that defines it; None: it is a module itself
 _WHERE: dict[str, str | None] = {
+    "Client": "client",
+    "Future": "client",
+    "LocalCluster": "deploy.local",
     "annotate": "_collections",
     "bag": None,
     "compute": "_collections",
@@ -51,6 +56,9 @@ _WHERE: dict[str, str | None] = {
 }
 
 __all__ = [
+    "Client",
+    "Future",
+    "LocalCluster",
     "annotate",
     "bag",
     "compute",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from itertools import count, pairwise
 from typing import Any
 
+from taskloom._collections.running import default_clients
 from taskloom.client.future import Future
 from taskloom.core.client import FAILED, PENDING, READY, ClientMachine, Wish
 from taskloom.core.messages import KINDS, PIN, WISH, Ask, ClientHello, Give, Lost, PeerHello, Peers, Welcome
@@ -47,6 +48,8 @@ class _Wait:
 
 class Client:
     """A connection to a cluster.
+
+    While it is open it is where ``compute`` of delayed, bag and other collections runs, unless something else is said.
 
     Args:
         address: of its scheduler, such as ``tcp://127.0.0.1:8786``; None: a cluster on this machine is started for this
@@ -98,6 +101,7 @@ class Client:
         except BaseException:
             self.close()
             raise
+        default_clients.append(self)
 
     def _call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
@@ -152,6 +156,7 @@ class Client:
 
     def close(self) -> None:
         """Leave the cluster; a cluster that was started for this client ends."""
+        default_clients[:] = [client for client in default_clients if client is not self]
         if not self._closed or self._loop.is_running():
             self._closed = True
             if self._loop.is_running():
@@ -213,7 +218,7 @@ class Client:
     # --- graphs
 
     @quiet_frames
-    def get(self, graph: Any, keys: Any, *, timeout: float | None = None) -> Any:
+    def get(self, graph: Any, keys: Any, *, timeout: float | None = None, **_: Any) -> Any:
         """Compute keys of a graph on the cluster.
 
         Args:
@@ -221,6 +226,7 @@ class Client:
                 :mod:`taskloom.graph.convention`.
             keys: a key, or a list of keys and such lists.
             timeout: seconds to wait at most.
+            _: what other schedulers take (``num_workers``) has no meaning here.
 
         Returns:
             The value of the key; for a list of keys a tuple of values, nested as the list is.

@@ -121,6 +121,20 @@ def test_an_error_of_a_task_is_itself_with_its_own_lines(client):
     assert client.get({"x": (inc, 1)}, "x") == 2
 
 
+def test_collections_run_on_a_live_client(client):
+    def where(_):
+        return os.getpid()
+
+    workers = {process.pid for process in client._cluster._processes}
+    assert taskloom.delayed(where)(1).compute() in workers
+    assert set(taskloom.bag.from_sequence(range(10), npartitions=5).map(where).compute()) <= workers
+    assert taskloom.delayed(where)(1).compute(scheduler="sync") == os.getpid()
+    assert taskloom.bag.range(1000, npartitions=10).map(inc).filter(lambda x: x % 2).sum().compute() == 250_000
+    with Client(client.address, token=client._token) as second:
+        assert taskloom.delayed(where)(1).compute(scheduler=second) in workers
+    assert taskloom.delayed(where)(1).compute() in workers
+
+
 def test_a_timeout(client):
     with pytest.raises(TimeoutError, match=r"1 of 1 values were not there after 0\.05 s"):
         client.submit(time.sleep, 0.5).result(timeout=0.05)
