@@ -96,11 +96,17 @@ def _written(picture: Any, filename: str, format: str | None) -> Any:
             ) from error
     with open(path, "wb") as file:
         file.write(data)
-    if "IPython" in sys.modules and format in ("png", "jpg", "jpeg", "svg"):
+    if format in ("png", "jpg", "jpeg", "svg") and _in_ipython():
         from IPython.display import SVG, Image
 
         return SVG(path) if format == "svg" else Image(path)
     return path
+
+
+def _in_ipython() -> bool:
+    """Whether somebody would see an image: a program may have imported IPython for other reasons."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
 
 
 def _is_data(plan: Plan, i: int) -> bool:

@@ -276,7 +276,7 @@ def visualize(
         attributes: attributes of the whole drawing, such as ``rankdir="LR"``.
 
     Returns:
-        With ``filename=None`` the ``graphviz.Digraph``; otherwise an image object where IPython is loaded, else the
+        With ``filename=None`` the ``graphviz.Digraph``; otherwise an image object in IPython and notebooks, else the
         path of the file.
 
     Raises:

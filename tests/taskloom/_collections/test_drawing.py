@@ -101,6 +101,29 @@ def test_pictures(tmp_path, name, begins):
         assert file.read().startswith(begins)
 
 
+@pytest.mark.skipif(not HAS_DOT, reason="the program dot is not installed")
+@pytest.mark.parametrize(
+    ("begin", "expected"),
+    [
+        ("import IPython", "str a.png str a.svg"),
+        ("from IPython.core.interactiveshell import InteractiveShell as S; S.instance()", "Image SVG"),
+    ],
+)
+def test_an_image_is_given_where_it_is_seen(tmp_path, begin, expected):
+    # somewhere else the path, even if a library has imported IPython
+    code = (
+        f"{begin}; import taskloom\n"
+        "for name in ('a.png', 'a.svg'):\n"
+        "    found = taskloom.visualize({'x': (abs, 1)}, filename=name)\n"
+        "    print(type(found).__name__, found if isinstance(found, str) else '')"
+    )
+    env = {**os.environ, "IPYTHONDIR": str(tmp_path / "ipython")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=env
+    )
+    assert done.stdout.split() == expected.split()
+
+
 def test_without_the_package():
     code = (
         "import sys; sys.modules['graphviz'] = None; import taskloom\n"

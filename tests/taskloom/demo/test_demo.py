@@ -207,6 +207,7 @@ class Terminal:
         self.tmp = tmp
         self.pid, self.fd = pty.fork()
         if not self.pid:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, and programs inherit that
             os.environ.update(TMPDIR=str(tmp), COLUMNS="60", LINES="24", TERM="xterm")
             program = (
                 "from taskloom.demo import show; from taskloom.cli import main; "
