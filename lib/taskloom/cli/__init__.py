@@ -25,6 +25,8 @@ __all__ = ["main"]
 # name -> its module, and one line about it: the list of commands is shown without importing them
 _COMMANDS = {
     "demo": ("taskloom.cli.demo", "A real computation on every scheduler of this machine."),
+    "scheduler": ("taskloom.cli.scheduler", "The scheduler of a cluster."),
+    "worker": ("taskloom.cli.worker", "A worker for a scheduler."),
 }
 
 
@@ -109,7 +111,7 @@ To complete commands with the Tab key (zsh: zsh_source):
 @click.version_option(taskloom.__version__, prog_name="taskloom", message="%(prog)s %(version)s")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Run graphs of tasks on one machine: in this thread, on threads, on processes.
+    """Run graphs of tasks: in this thread, on threads, on processes, on a cluster.
 
     A graph is a dict. Each key has a value, or a task: a function and its arguments. Where an argument is a key, the
     task needs that key's value first. taskloom finds out what can run when, and runs it:

@@ -25,7 +25,7 @@ from taskloom.errors import CommError, ProtocolError
 from taskloom.net import Connection, Listener, Options, listen
 from taskloom.net.inproc import InprocListener
 
-__all__ = ["SchedulerNode"]
+__all__ = ["SchedulerNode", "run_scheduler"]
 
 CLIENT_GRACE = 30.0  # seconds that what a client wanted is kept when its connection broke
 
@@ -200,15 +200,16 @@ class SchedulerNode:
             peer.connection.send(Peers(new))
 
 
-def run_scheduler(address: str, token: str, tell: Callable[[str], None]) -> None:
+def run_scheduler(address: str, token: str, tell: Callable[[str], None], grace: float = 0.0) -> None:
     """Run a scheduler in this process until it is stopped.
 
     Args:
         tell: called with the address when it listens.
+        grace: see :class:`SchedulerNode`.
     """
 
     async def main() -> None:
-        node = SchedulerNode(token)
+        node = SchedulerNode(token, grace=grace)
         tell(await node.start(address))
         await asyncio.Event().wait()
 

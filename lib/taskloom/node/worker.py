@@ -48,7 +48,7 @@ from taskloom.node.executor import DONE, STUCK, Executor
 from taskloom.protocol import Payload
 from taskloom.serialize.errors import dump_error
 
-__all__ = ["WorkerNode"]
+__all__ = ["WorkerNode", "run_worker"]
 
 AHEAD = 0.002  # seconds of work that the threads have in hand
 AGAIN = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between attempts to reach a scheduler that was there
@@ -397,12 +397,24 @@ def _size_of(value: Any) -> int:
     return sys.getsizeof(value)
 
 
-def run_worker(scheduler: str, token: str, tell: Callable[[str], None] | None = None, **options: Any) -> None:
-    """Run a worker in this process until its scheduler is gone."""
+def run_worker(
+    scheduler: str,
+    token: str,
+    tell: Callable[[str], None] | None = None,
+    listen_at: str = "tcp://127.0.0.1:0",
+    **options: Any,
+) -> None:
+    """Run a worker in this process until its scheduler is gone.
+
+    Args:
+        tell: called with its own address when it has joined.
+        listen_at: where other workers are to reach it.
+        options: those of :class:`WorkerNode`.
+    """
 
     async def main() -> None:
         node = WorkerNode(scheduler, token, **options)
-        await node.start()
+        await node.start(listen_at)
         if tell is not None:
             tell(str(node.listener.address))
         await node.finished.wait()

@@ -1,0 +1,619 @@
+"""The values of a worker: in memory, and on disk where that gets full.
+
+How a worker drives it, beside :mod:`taskloom.node.executor`::
+
+    store = Store(limit, folder)
+    size = store.put(tid, value)                # any thread: `finish` of the executor
+    with store.pin(deps) as inputs:             # from Start to the end of the task, or while a transfer lasts
+        value = inputs.get(tid)                 # reads from disk where it has to: `prepare` of the executor
+    store.forget(tids); store.rename({old: new})  # the machine's Forget and Rename
+    for order in store.check():                 # every 200 ms or so: Pause, Resume, Terminate; it spills by itself
+        ...
+
+What holds:
+
+- One thread, made when it is needed, writes and removes files. The event loop and the tasks do not wait for the disk, but for a value
+  that is only there.
+- What is pinned stays in memory, and can be got by who pinned it even when it has been forgotten or renamed meanwhile.
+- A value that was read back keeps its file, so that it can be dropped again without writing. Values are not to be changed.
+- What does not pickle, and what the disk has no room for, stays in memory; both are counted, and said once.
+- No lock is held while a value is pickled, written, read, or thrown away: all of these may run the user's code.
+
+Which value goes is nearly the one whose last use is longest ago (second chance: a use sets a mark, and who has one goes to the end
+of the queue once instead of to disk), those above the target by themselves first, those of a few kilobytes last, as a file
+costs as much for them as for larger ones. zict's LRU does the same exactly, but takes several microseconds for each use; its
+files are used, see :mod:`taskloom.node.spill`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import sys
+import tempfile
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from time import monotonic
+from typing import Any, NamedTuple
+
+from taskloom.node.memory import MemoryPolicy, Order, Spill
+from taskloom.node.sizes import sizeof
+from taskloom.node.spill import SpillFolder
+from taskloom.serialize.objects import dumps, loads
+
+__all__ = ["Counts", "Pins", "Store"]
+
+_SMALL = 16 * 1024  # bytes; values below go to disk last
+_RETRY = 5.0  # seconds until a disk that had no room is tried again
+_TRIM_FROM = 8 << 20  # bytes that were freed, after which the allocator is asked to give back what it keeps
+
+_log = logging.getLogger("taskloom.node.store")
+
+_ABSENT: Any = type("_Absent", (), {"__slots__": ()})()
+
+
+class Counts(NamedTuple):
+    """What a store has.
+
+    Attributes:
+        values: how many values there are, and ``on_disk``, how many of these only on disk.
+        memory_bytes: of the values in memory, by estimate.
+        disk_bytes: of all files.
+        unpicklable, unpicklable_bytes: values that cannot be written as they do not pickle.
+        written_bytes, read_bytes: to and from disk so far.
+        failed_writes: how often the disk had no room, or refused for another reason.
+    """
+
+    values: int
+    on_disk: int
+    memory_bytes: int
+    disk_bytes: int
+    unpicklable: int
+    unpicklable_bytes: int
+    written_bytes: int
+    read_bytes: int
+    failed_writes: int
+
+
+class _Entry:
+    """A value.
+
+    Attributes:
+        value: _ABSENT when it is only on disk.
+        queue: the queue that it is in when it is in memory and may go to disk.
+        file: its name on disk, and ``file_size``; "" where there is none.
+        used: since it was last considered.
+        leaving: it is being written.
+        gone: nobody can ask for it any more; who has it pinned still has it.
+    """
+
+    __slots__ = ("file", "file_size", "gone", "leaving", "pins", "queue", "reading", "size", "tid", "used", "value")
+
+    def __init__(self, tid: int, value: Any, size: int) -> None:
+        self.tid = tid
+        self.value = value
+        self.size = size
+        self.queue: OrderedDict[_Entry, None] | None = None
+        self.pins = 0
+        self.used = False
+        self.leaving = False
+        self.gone = False
+        self.file = ""
+        self.file_size = 0
+        self.reading: threading.Lock | None = None
+
+
+class Pins:
+    """Values that stay in memory, or are brought there when they are asked for, until this is released."""
+
+    __slots__ = ("_entries", "_store")
+
+    def __init__(self, store: Store, entries: dict[int, _Entry]) -> None:
+        self._store = store
+        self._entries = entries
+
+    def get(self, tid: int) -> Any:
+        """A value, by the name that it had when it was pinned.
+
+        Raises:
+            KeyError: it was not pinned here.
+            SpillError: it was on disk and cannot be read back.
+        """
+        return self._store._value(self._entries[tid])
+
+    def release(self) -> None:
+        """They may go to disk again; those that were forgotten meanwhile go altogether. May be called twice."""
+        entries, self._entries = self._entries, {}
+        if entries:
+            self._store._release(entries.values())
+
+    def __enter__(self) -> Pins:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+
+class Store:
+    """tid -> value. All methods may be called by any thread.
+
+    Args:
+        limit: bytes that this process may have; None: all values stay in memory.
+        folder: the directory in which to make a folder for values on disk; by default that of temporary files.
+        policy: what decides; by default a :class:`MemoryPolicy` of the limit.
+        rss: what measures the bytes of the process; by default psutil.
+
+    >>> store = Store()
+    >>> store.put(1, [1, 2, 3]) > 0
+    True
+    >>> store.get(1), 1 in store, 2 in store
+    ([1, 2, 3], True, False)
+    >>> store.close()
+    """
+
+    def __init__(
+        self,
+        limit: int | None = None,
+        folder: str | None = None,
+        *,
+        policy: MemoryPolicy | None = None,
+        rss: Callable[[], int] | None = None,
+    ) -> None:
+        self.policy = MemoryPolicy(limit) if policy is None else policy
+        self.limit = self.policy.limit
+        mark = self.policy.mark
+        self._mark: float = float("inf") if mark is None else mark
+        self._spills = self.limit is not None
+        self._folder = folder
+        self._rss = self._process_rss if rss is None else rss
+        self._process: Any = None
+        self._lock = threading.Lock()
+        self._entries: dict[int, _Entry] = {}
+        # larger than the target by themselves; others; small ones
+        self._queues: tuple[OrderedDict[_Entry, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
+        self._managed = 0
+        self._leaving = 0
+        self._disk: SpillFolder | None = None
+        self._disk_bytes = self._written = self._read = self._failed = 0
+        self._stuck: set[_Entry] = set()  # what does not pickle
+        self._retry = 0.0
+        self._said: set[str] = set()
+
+        self._jobs: deque[_Entry | str] = deque()  # entries to write, names of files to remove
+        self._bell = threading.Lock()
+        self._bell.acquire()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._quiet = threading.Condition(self._lock)
+        self._working = False
+
+    # --- values
+
+    def put(self, tid: int, value: Any, size: int | None = None) -> int:
+        """Have a value; one of that name that was there is replaced.
+
+        Args:
+            size: its bytes, if they are known; else they are estimated.
+
+        Returns:
+            Its bytes.
+        """
+        if size is None:
+            size = sizeof(value)
+        entry = _Entry(tid, value, size)
+        dropped = None
+        with self._lock:
+            old = self._entries.get(tid)
+            if old is not None:
+                dropped = self._forget_one(old)
+            self._entries[tid] = entry
+            self._managed += size
+            if self._spills:
+                self._enqueue(entry)
+        del dropped  # its destructor runs here, not under the lock
+        if self._managed - self._leaving > self._mark:
+            self._call()
+        return size
+
+    def get(self, tid: int) -> Any:
+        """A value, from disk if need be.
+
+        Raises:
+            KeyError: there is none of that name.
+            SpillError: it was on disk and cannot be read back.
+        """
+        entry = self._entries[tid]
+        value = entry.value
+        if value is not _ABSENT:
+            entry.used = True
+            return value
+        return self._value(entry)
+
+    def parts(self, tid: int) -> tuple[Any, list[Any]]:
+        """A value's pickle, to be sent: its stream and its buffers, not copied. From its file, unopened, where it is only there.
+
+        Raises:
+            KeyError: there is none of that name.
+            SpillError: it was on disk and cannot be read back.
+            Exception: it does not pickle.
+        """
+        entry = self._entries[tid]
+        value = entry.value
+        if value is _ABSENT:
+            with self._lock:
+                disk, file = self._disk, entry.file
+            if file and disk is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    return disk.read(file)
+            value = self._value(entry)
+        entry.used = True
+        return dumps(value)
+
+    def pin(self, tids: Iterable[int]) -> Pins:
+        """Keep these in memory, once they are there, until the pins are released.
+
+        Raises:
+            KeyError: one is not there; then none is pinned.
+        """
+        with self._lock:
+            entries = {tid: self._entries[tid] for tid in tids}
+            for entry in entries.values():
+                entry.pins += 1
+        return Pins(self, entries)
+
+    def forget(self, tids: Iterable[int]) -> None:
+        """Have these no longer; those that are not there do not matter."""
+        dropped = []
+        with self._lock:
+            for tid in tids:
+                entry = self._entries.pop(tid, None)
+                if entry is not None:
+                    dropped.append(self._forget_one(entry))
+        del dropped  # destructors run here, not under the lock
+
+    def rename(self, names: Mapping[int, int]) -> None:
+        """Values have other names from now on: old -> new. Those that are not there do not matter.
+
+        Where a value of the new name is there already, it stays, and the other one goes: it is the same.
+        """
+        dropped = []
+        with self._lock:
+            moving = [(new, self._entries.pop(old, None)) for old, new in names.items()]
+            for new, entry in moving:
+                if entry is None:
+                    continue
+                if new in self._entries:
+                    dropped.append(self._forget_one(entry))
+                else:
+                    entry.tid = new
+                    self._entries[new] = entry
+        del dropped
+
+    def size_of(self, tid: int) -> int:
+        """Bytes of a value.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        return self._entries[tid].size
+
+    def __contains__(self, tid: object) -> bool:
+        return tid in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(list(self._entries))
+
+    def counts(self) -> Counts:
+        """What there is, for people and metrics."""
+        with self._lock:
+            return Counts(
+                len(self._entries),
+                sum([entry.value is _ABSENT for entry in self._entries.values()]),
+                self._managed,
+                self._disk_bytes,
+                len(self._stuck),
+                sum([entry.size for entry in self._stuck]),
+                self._written,
+                self._read,
+                self._failed,
+            )
+
+    # --- memory
+
+    def check(self) -> list[Order]:
+        """Measure the process and do what the policy says.
+
+        Returns:
+            The orders that are for others: Pause, Resume, Terminate.
+        """
+        if self.limit is None:
+            return []
+        rss = self._rss()
+        orders = self._decide(rss)
+        if orders and not self._closed:
+            if any(type(order) is not Spill for order in orders):
+                _log.info("memory: %s of %s bytes, values %s; %s", rss, self.limit, self._managed, orders)
+            self._call()
+        return [order for order in orders if type(order) is not Spill]
+
+    def _decide(self, rss: int | None) -> list[Order]:
+        """Ask the policy; what it wants written is put into the queue of jobs."""
+        with self._lock:
+            blocked = monotonic() < self._retry or self._closed
+            candidates = {} if blocked else {entry.tid: entry for entry in ()}
+            taken: dict[int, _Entry] = candidates
+
+            def spillable() -> Iterator[tuple[int, int]]:
+                if blocked:
+                    return
+                for entry in self._candidates():
+                    taken[entry.tid] = entry
+                    yield entry.tid, entry.size
+
+            orders = self.policy.decide(self._managed, rss, spillable(), self._leaving)
+            chosen: set[int] = set()
+            for order in orders:
+                if type(order) is Spill:
+                    chosen.update(order.tids)
+            for tid, entry in taken.items():
+                if tid in chosen:
+                    entry.leaving = True
+                    self._leaving += entry.size
+                    self._dequeue(entry)
+                    self._jobs.append(entry)
+        return orders
+
+    def _candidates(self) -> Iterator[_Entry]:
+        """What may go to disk, in the order in which it should (the lock is held)."""
+        for queue in self._queues:
+            given: set[_Entry] = set()
+            for _ in range(2 * len(queue)):
+                if not queue:
+                    break
+                entry = next(iter(queue))
+                queue.move_to_end(entry)
+                if entry.used:
+                    entry.used = False
+                elif not entry.pins and entry not in given:
+                    given.add(entry)
+                    yield entry
+
+    def _enqueue(self, entry: _Entry) -> None:
+        size = entry.size
+        queue = self._queues[2 if size < _SMALL else 1 if size <= self._mark else 0]
+        queue[entry] = None
+        entry.queue = queue
+
+    def _dequeue(self, entry: _Entry) -> None:
+        if entry.queue is not None:
+            entry.queue.pop(entry, None)
+            entry.queue = None
+
+    def _forget_one(self, entry: _Entry) -> Any:
+        """An entry is out of the table: what is to be thrown away when the lock is not held any more."""
+        entry.gone = True
+        if entry.pins or entry.leaving:
+            return None  # who pinned or writes it does the rest
+        return self._throw_away(entry)
+
+    def _throw_away(self, entry: _Entry) -> Any:
+        value = entry.value
+        if value is not _ABSENT:
+            entry.value = _ABSENT
+            self._managed -= entry.size
+        self._dequeue(entry)
+        self._stuck.discard(entry)
+        if entry.file:
+            self._jobs.append(entry.file)
+            self._disk_bytes -= entry.file_size
+            entry.file = ""
+            self._call()
+        return value
+
+    def _release(self, entries: Iterable[_Entry]) -> None:
+        dropped = []
+        with self._lock:
+            for entry in entries:
+                entry.pins -= 1
+                entry.used = True
+                if entry.gone and not entry.pins and not entry.leaving:
+                    dropped.append(self._throw_away(entry))
+        del dropped
+        if self._managed - self._leaving > self._mark:
+            self._call()
+
+    def _value(self, entry: _Entry) -> Any:
+        value = entry.value
+        if value is not _ABSENT:
+            entry.used = True
+            return value
+        with self._lock:
+            reading = entry.reading
+            if reading is None:
+                reading = entry.reading = threading.Lock()
+        with reading:  # one reads, the others wait for it
+            with self._lock:
+                value, disk, file = entry.value, self._disk, entry.file
+            if value is not _ABSENT:
+                return value
+            if disk is None or not file:  # forgotten, between the look into the table and now
+                raise KeyError(entry.tid)
+            value = loads(*disk.read(file))
+            with self._lock:
+                entry.reading = None
+                if not entry.file:
+                    return value  # forgotten meanwhile
+                entry.value = value
+                entry.used = True
+                self._managed += entry.size
+                self._read += entry.file_size
+                self._enqueue(entry)
+        if self._managed - self._leaving > self._mark:
+            self._call()
+        return value
+
+    def _process_rss(self) -> int:
+        if self._process is None:
+            import psutil
+
+            self._process = psutil.Process()
+        about = self._process.memory_info()
+        rss = int(about.rss)
+        if self._disk is not None:
+            # files that are mapped count as resident, and yet the kernel can have them back at any time
+            rss -= min(self._disk.mapped(), int(getattr(about, "shared", 0)))
+        return rss
+
+    # --- the thread
+
+    def _call(self) -> None:
+        """Have the thread look for work."""
+        if self._thread is None and not self._closed:
+            thread = threading.Thread(target=self._work, name="taskloom-spill", daemon=True)
+            self._thread = thread
+            thread.start()
+        try:
+            self._bell.release()
+        except RuntimeError:  # it has been called already
+            pass
+
+    def settle(self, timeout: float = 10.0) -> bool:
+        """Wait until what is to be written and removed by now is done; whether it is."""
+        deadline = monotonic() + timeout
+        with self._lock:
+            self._working = self._working or self._thread is not None
+        self._call()
+        with self._lock:
+            while self._working or self._jobs:
+                if not self._quiet.wait(deadline - monotonic()):
+                    return False
+        return True
+
+    def _work(self) -> None:
+        freed = 0
+        while True:
+            self._bell.acquire()
+            with self._lock:
+                self._working = True
+            while not self._closed:
+                if not self._jobs:
+                    self._decide(None)
+                try:
+                    job = self._jobs.popleft()
+                except IndexError:
+                    break
+                if isinstance(job, str):
+                    if self._disk is not None:
+                        self._disk.remove(job)
+                else:
+                    freed += self._write(job)
+                del job
+            if freed >= _TRIM_FROM:
+                freed = 0
+                _trim()
+            with self._lock:
+                self._working = False
+                self._quiet.notify_all()
+            if self._closed:
+                return
+
+    def _write(self, entry: _Entry) -> int:
+        """Write an entry and drop its value; how many bytes of memory that has freed."""
+        if not entry.file and not entry.gone:
+            problem: BaseException | None = None
+            name, size = "", 0
+            try:
+                stream, buffers = dumps(entry.value)
+            except MemoryError as error:
+                self._cannot("there is too little memory to pickle values for the disk", error)
+            except BaseException as error:
+                problem = error
+            else:
+                try:
+                    name, size = self._folder_of_ours().write(stream, buffers)
+                except Exception as error:
+                    self._cannot(f"values cannot be written to {self._where()}, and stay in memory", error)
+                del stream, buffers
+            with self._lock:
+                if name:
+                    entry.file, entry.file_size = name, size
+                    self._disk_bytes += size
+                    self._written += size
+                elif problem is not None:
+                    self._stuck.add(entry)
+            if problem is not None:
+                self._say(
+                    "unpicklable",
+                    f"a {type(entry.value).__qualname__} does not pickle, so it stays in memory, whatever the limit: "
+                    f"{type(problem).__name__}: {problem}",
+                )
+        dropped = None
+        freed = 0
+        with self._lock:
+            entry.leaving = False
+            self._leaving -= entry.size
+            if entry.gone and not entry.pins:
+                dropped = self._throw_away(entry)
+            elif entry in self._stuck:
+                pass  # in no queue any more
+            elif entry.file and not entry.pins:
+                dropped, entry.value = entry.value, _ABSENT
+                self._managed -= entry.size
+                freed = entry.size
+            else:  # it could not be written, or somebody needs it now; then it goes some other time, with its file
+                self._enqueue(entry)
+        del dropped
+        return freed
+
+    def _folder_of_ours(self) -> SpillFolder:
+        if self._disk is None:
+            disk = SpillFolder(self._where())
+            with self._lock:
+                self._disk = disk
+        return self._disk
+
+    def _where(self) -> str:
+        return self._folder or tempfile.gettempdir()
+
+    def _cannot(self, words: str, error: BaseException) -> None:
+        with self._lock:
+            self._failed += 1
+            self._retry = monotonic() + _RETRY
+        self._say("disk", f"{words}: {error}. The worker goes on until its memory is full.")
+
+    def _say(self, what: str, words: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            _log.warning("%s", words)
+
+    def close(self) -> None:
+        """Forget everything and remove the folder on disk."""
+        with self._lock:
+            self._closed = True
+            entries, self._entries = self._entries, {}
+            for queue in self._queues:
+                queue.clear()
+            self._jobs.clear()
+            self._managed = self._leaving = self._disk_bytes = 0
+            self._stuck.clear()
+        del entries
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            self._call()
+            thread.join(10)
+        if self._disk is not None:
+            self._disk.close()
+
+
+def _trim() -> None:
+    """Have the C library give back memory that it keeps for later, where it is one that can."""
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+        except (OSError, AttributeError):  # another C library
+            pass

@@ -1,0 +1,136 @@
+"""``taskloom scheduler`` and ``taskloom worker``, as they are typed in terminals of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from taskloom.client import Client
+from taskloom.errors import CommError
+
+
+def until(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not come"
+        threading.Event().wait(0.01)
+    return found
+
+
+class Terminals:
+    """Commands that run side by side, for one user with a home of its own."""
+
+    def __init__(self, home):
+        self.environ = {k: v for k, v in os.environ.items() if not k.startswith("TASKLOOM")}
+        self.environ |= {"HOME": str(home), "XDG_CONFIG_HOME": str(home / "config"), "PYTHONUNBUFFERED": "1"}
+        self.token_file = home / "config" / "taskloom" / "token"
+        self.processes = []
+
+    def run(self, *args):
+        return subprocess.run(
+            [sys.executable, "-m", "taskloom", *args],
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def start(self, *args):
+        """Start a command; it and the last word of its first line, an address."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "taskloom", *args], env=self.environ, stdout=subprocess.PIPE, text=True
+        )
+        self.processes.append(process)
+        return process, process.stdout.readline().split()[-1]
+
+    def client(self, address):
+        return Client(address, token=self.token_file.read_text())
+
+    def close(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+@pytest.fixture
+def terminals(tmp_path):
+    found = Terminals(tmp_path)
+    yield found
+    found.close()
+
+
+def inc(x):
+    return x + 1
+
+
+def test_three_terminals(terminals):
+    scheduler, address = terminals.start("scheduler", "--port", "0", "--grace", "0")
+    assert stat.S_IMODE(terminals.token_file.stat().st_mode) == 0o600
+    terminals.start("worker", address, "--nthreads", "2")
+    terminals.start("worker", address, "--name", "second")
+    with terminals.client(address) as client:
+        assert client.gather(client.map(lambda x: x + 1, range(200))) == list(range(1, 201))
+    scheduler.send_signal(signal.SIGINT)
+    assert scheduler.wait(10) == 130
+
+
+def test_a_scheduler_that_is_killed_and_started_again_loses_nothing(terminals, tmp_path):
+    scheduler, address = terminals.start("scheduler", "--port", "0", "--grace", "0")
+    port = address.rpartition(":")[2]
+    for _ in range(2):
+        terminals.start("worker", address)
+    ran = tmp_path / "ran"
+    ran.mkdir()
+    folder = str(ran)
+
+    def note(x):
+        import os as system
+        import time as clock
+
+        clock.sleep(0.002)
+        with open(system.path.join(folder, f"{x}-{system.urandom(6).hex()}"), "w"):
+            return x
+
+    with terminals.client(address) as client:
+        first = client.map(note, range(100))
+        assert client.gather(first) == list(range(100))
+        second = client.map(note, range(100, 600))
+        until(lambda: sum(future.done() for future in second) > 50)
+        scheduler.kill()
+        scheduler.wait()
+        terminals.start("scheduler", "--port", port, "--grace", "3")
+        assert client.gather(second) == list(range(100, 600))
+        assert client.gather(first) == list(range(100))
+    names = [int(name.partition("-")[0]) for name in os.listdir(ran)]
+    assert set(names) == set(range(600))
+    # what a worker had in hand when the scheduler died may run twice, nothing else does
+    assert len(names) <= 620
+
+
+def test_what_is_wrong_is_said_in_a_line(terminals):
+    for args, words in [
+        (("worker", "tcp://127.0.0.1:1"), "there is no token for tcp://127.0.0.1:1. Type: TASKLOOM_TOKEN="),
+        (("worker", "nowhere"), "nowhere"),
+        (("worker",), "Missing argument 'ADDRESS'"),
+        (("scheduler", "--port", "x"), "not a valid integer"),
+    ]:
+        done = terminals.run(*args)
+        assert words in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+        assert done.returncode in (1, 2)
+    _, address = terminals.start("scheduler", "--port", "0")
+    taken = terminals.run("scheduler", "--port", address.rpartition(":")[2])
+    assert "taken" in taken.stderr or "in use" in taken.stderr
+    assert "is not NAME=AMOUNT" in terminals.run("worker", address, "--resource", "GPU").stderr
+    with pytest.raises(CommError):
+        Client("tcp://127.0.0.1:1", token="x" * 43, timeout=0.3)
