@@ -171,7 +171,10 @@ class Rename(NamedTuple):
 
 
 class ClosePeers(NamedTuple):
-    """Close the connections by which we ask others: what still comes through them speaks of an earlier scheduler's tids."""
+    """Close the connections to and from those who ask us, and whom we ask.
+
+    What still comes through them speaks of an earlier scheduler's tids: the same number may be another task by now.
+    """
 
 
 class Leave(NamedTuple):
@@ -258,9 +261,7 @@ class WorkerMachine:
         copying: tids that the scheduler wants a copy of here.
     """
 
-    def __init__(
-        self, threads: int = 1, resources: dict[str, float] | None = None, ahead: float = 0.0
-    ) -> None:
+    def __init__(self, threads: int = 1, resources: dict[str, float] | None = None, ahead: float = 0.0) -> None:
         self.number = -1
         self.threads = threads
         self.free = dict(resources or {})
@@ -323,6 +324,8 @@ class WorkerMachine:
         self._report = {}
         self.copying.clear()
         self.asked.clear()
+        self.askers.clear()
+        self._failures.clear()
         self._actions.append(ClosePeers())
         names: dict[int, int] = {}
         for tid in list(self.data):
@@ -348,6 +351,7 @@ class WorkerMachine:
     def connected(self, number: int) -> list[Any]:
         """A scheduler is there, and calls this worker by this number: what to say to it."""
         self.number = number
+        self._failures.clear()  # of what is not announced nobody will ask
         held = [(*self.owners[name], size, name) for name, size in self.data.items()]
         running = [(*task.owner, name) for name, task in self.tasks.items()]
         return [Say(None, Announce(held, running))] if held or running else []
@@ -389,36 +393,38 @@ class WorkerMachine:
         self._serial += 1
         asks: dict[int, list[int]] = {}
         missing: list[int] = []
-        for n, tid in enumerate(message.tids):
-            task = _Task(
-                message.grant,
-                tid,
-                message.priorities[n],
-                message.functions[n],
-                message.args[n],
-                message.deps[n],
-                bool(message.wanted[n] & WISH),
-                message.owners[n],
-                message.resources[n],
-            )
-            self.tasks[tid] = task
-            for d in task.deps:
-                if d in self.data:
+        grant, wanted = message.grant, message.wanted
+        tasks, data, ready = self.tasks, self.data, self._ready
+        columns = zip(
+            message.tids,
+            message.priorities,
+            message.functions,
+            message.args,
+            message.deps,
+            wanted,
+            message.owners,
+            message.resources,
+            strict=True,
+        )
+        for tid, priority, function, args, deps, want, owner, resources in columns:
+            task = tasks[tid] = _Task(grant, tid, priority, function, args, deps, bool(want & WISH), owner, resources)
+            for d in deps:
+                if d in data:
                     continue
                 task.missing += 1
-                if not (self._chains and d in self.tasks and self.tasks[d].running):
+                if not (self._chains and d in tasks and tasks[d].running):
                     task.unhanded += 1
                 self.waiters.setdefault(d, []).append(tid)
                 source = message.sources.get(d)
                 if source is None:
-                    if d not in self.tasks and d not in self.asked:
+                    if d not in tasks and d not in self.asked:
                         missing.append(d)
                 elif d not in self.asked or self.asked[d][0] != source:
                     self._unask(d)
                     self.asked[d] = source, self._serial
                     asks.setdefault(source, []).append(d)
             if not task.unhanded:
-                heappush(self._ready, (task.priority, tid, task.grant))
+                heappush(ready, (priority, tid, grant))
         for source, tids in asks.items():
             self._actions.append(Say(source, Ask(self._serial, tids)))
         if missing:
@@ -505,29 +511,30 @@ class WorkerMachine:
         ready = self._ready
         held: list[tuple[int, int, int]] = []
         limit = 1 if self.paused else self.threads + int(self.ahead * self.threads / max(self._mean, 2e-6))
-        while ready and len(self.running) < limit:
+        running, tasks, data, act = self.running, self.tasks, self.data, self._actions.append
+        while ready and len(running) < limit:
             priority, tid, grant = heappop(ready)
-            task = self.tasks.get(tid)
+            task = tasks.get(tid)
             if task is None or task.grant != grant or task.running or task.unhanded:
                 continue
             if task.missing:
-                if not all(d in self.data or (d in self.tasks and self.tasks[d].running) for d in task.deps):
+                if not all(d in data or (d in tasks and tasks[d].running) for d in task.deps):
                     continue
-            elif any(d not in self.data for d in task.deps):
+            elif task.deps and any(d not in data for d in task.deps):
                 # dropped meanwhile: the scheduler is asking for the task back
                 continue
-            if not all(self.free.get(name, 0.0) >= amount for name, amount in task.resources):
-                held.append((priority, tid, grant))
-                continue
-            for name, amount in task.resources:
-                self.free[name] -= amount
+            if task.resources:
+                if not all(self.free.get(name, 0.0) >= amount for name, amount in task.resources):
+                    held.append((priority, tid, grant))
+                    continue
+                for name, amount in task.resources:
+                    self.free[name] -= amount
             task.running = True
-            task.key = grant, tid
-            self.running[grant, tid] = task
-            self._actions.append(Start(grant, tid, task.function, task.args, task.deps, task.wanted))
-            if self._chains:
-                for waiting in self.waiters.get(tid, ()):
-                    other = self.tasks[waiting]
+            running[grant, tid] = task
+            act(Start(grant, tid, task.function, task.args, task.deps, task.wanted))
+            if self._chains and tid in self.waiters:
+                for waiting in self.waiters[tid]:
+                    other = tasks[waiting]
                     other.unhanded -= 1
                     if not other.unhanded:
                         heappush(ready, (other.priority, waiting, other.grant))
@@ -537,34 +544,37 @@ class WorkerMachine:
     def _stopped(self, grant: int, tid: int) -> _Task | None:
         """A thread is free again; the task, if it still counts."""
         task = self.running.pop((grant, tid))
-        for name, amount in task.resources:
-            self.free[name] += amount
-        if (grant, tid) in self.stopping:
+        if task.resources:
+            for name, amount in task.resources:
+                self.free[name] += amount
+        if self.stopping and (grant, tid) in self.stopping:
             self.stopping.discard((grant, tid))
             return None
         del self.tasks[task.tid]
         return task
 
     def _ended(self, event: Ended) -> None:
-        task = self._stopped(event.grant, event.tid)
+        grant, tid, size, seconds, result = event
+        task = self._stopped(grant, tid)
         if task is None:
-            self._actions.append(Discard(event.grant, event.tid))
+            self._actions.append(Discard(grant, tid))
             return
-        self._mean += (event.seconds - self._mean) * 0.1
-        self._actions.append(Keep(event.grant, event.tid, task.tid))
-        self.data[task.tid] = event.size
-        self.owners[task.tid] = task.owner
-        if task.tid < 0:
-            return  # there is nobody to tell, or nobody that has said yet whether it wants it
-        self._done(task.grant, task.tid, event.seconds, event.result)
+        self._mean += (seconds - self._mean) * 0.1
+        name = task.tid
+        self._actions.append(Keep(grant, tid, name))
+        self.data[name] = size
+        self.owners[name] = task.owner
+        if name >= 0:  # else there is nobody to tell, or nobody that has said yet whether it wants it
+            self._done(task.grant, name, seconds, result)
 
     def _done(self, grant: int, tid: int, seconds: float, result: Any) -> None:
-        report = self._reporting(grant)
+        report = self._report.get(grant) or self._reporting(grant)
         report.tids.append(tid)  # type: ignore[attr-defined]
         report.sizes.append(self.data[tid])  # type: ignore[attr-defined]
         report.seconds.append(seconds)  # type: ignore[attr-defined]
         report.results.append(result)  # type: ignore[attr-defined]
-        self._arrived(tid, True)
+        if tid in self.waiters or tid in self.askers:
+            self._arrived(tid, True)
 
     def _raised(self, event: Raised) -> None:
         task = self._stopped(event.grant, event.tid)
