@@ -104,8 +104,12 @@ def get_scheduler(scheduler: Any = None, collections: Sequence[Any] = ()) -> Cal
     >>> get_scheduler("sync")({"x": (abs, -1)}, ["x"])
     (1,)
     """
-    if scheduler is None:
-        scheduler = config.get("scheduler")
+    if scheduler is None and (setting := config.get("scheduler")) is not None:
+        try:
+            return _get_of(setting)
+        except (TypeError, ValueError) as error:
+            error.add_note("it is the setting scheduler: config.set, a file, or the variable TASKLOOM_SCHEDULER")
+            raise
     if scheduler is None:
         scheduler = default_client.get()
     if scheduler is None and default_clients:

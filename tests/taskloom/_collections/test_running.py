@@ -262,8 +262,9 @@ def test_unknown_names():
         compute(delayed(1), scheduler="thread")
     with pytest.raises(ValueError, match=r"^there is no scheduler 'kubernetes'; there are multiprocessing, "):
         delayed(1).compute(scheduler="kubernetes")
-    with pytest.raises(ValueError, match="do you mean 'processes'"), config.set(scheduler="process"):
+    with pytest.raises(ValueError, match="do you mean 'processes'") as caught, config.set(scheduler="process"):
         compute(delayed(1))
+    assert "the setting scheduler: config.set, a file, or the variable TASKLOOM_SCHEDULER" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize("wrong", [5, {"get": 1}, object(), ["threads"]])
