@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import pickle
 import re
@@ -692,6 +693,17 @@ def test_num_workers_is_how_many_processes_there_are():
             graph = {("x", i): (lambda _: (os.getpid(), time.sleep(0.002))[0], i) for i in range(60)}
             assert 1 <= len(set(get(graph, list(graph), pool=pool, num_workers=count))) <= count
             assert len(pool._idle) == count or count == 1
+
+
+def test_a_pool_that_is_forgotten_leaves_nothing():
+    before = len(os.listdir("/proc/self/fd"))
+    pool = ProcessPool(2)
+    pids = set(get({("x", i): (os.getpid,) for i in range(9)}, [("x", i) for i in range(9)], pool=pool))
+    assert all(map(psutil.pid_exists, pids))
+    del pool
+    gc.collect()  # a ResourceWarning would be an error here
+    assert not any(map(psutil.pid_exists, pids))
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_threads_of_blas_share_the_cpus():

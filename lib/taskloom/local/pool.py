@@ -361,6 +361,11 @@ class ProcessPool:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        # of a pool that nobody closed and nobody has any more; no run uses it, so all are idle
+        for process in getattr(self, "_idle", ()):
+            process.kill()
+
     def _forget(self) -> None:
         # in a forked child
         self._lock = threading.Lock()
