@@ -881,6 +881,23 @@ def test_what_is_done_is_told_before_a_long_task_begins(tmp_path):
     assert get(graph, ["wait", "touch"], num_workers=2) == (2, 3)
 
 
+def test_long_chains_are_fused_and_errors_name_the_task_that_raised():
+    def divide(x):
+        return 1 / (x - 5)
+
+    graph = {("x", 0): (inc, 0)}
+    for i in range(1, 20):
+        graph["x", i] = (divide if i == 5 else inc, ("x", i - 1))
+    with pytest.raises(ZeroDivisionError) as caught:
+        get(graph, ("x", 19))
+    assert "raised in the task ('x', 5)" in caught.value.__notes__
+    graph["x", 5] = (inc, ("x", 4))
+    tell = Tell()
+    assert get(graph, ("x", 19)) == 20
+    assert get(graph, ("x", 19), callbacks=[tell]) == 20
+    assert tell.events[0][1].total == 20  # who listens hears of every task
+
+
 def test_many_small_runs_keep_their_processes():
     with ProcessPool(2) as pool:
         pids = {get({"x": (os.getpid,)}, "x", pool=pool) for _ in range(200)}
