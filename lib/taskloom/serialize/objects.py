@@ -308,6 +308,17 @@ class _HashPickler(_Pickler):
         return super().reducer_override(obj)
 
 
+def _keep_apart(buffers: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
+    try:
+        raw = buffer.raw()
+    except BufferError:  # not contiguous
+        return True
+    if raw.nbytes < IN_BAND:
+        return True
+    buffers.append(raw)
+    return False
+
+
 class Packer:
     """Pickles one object after another into one stream.
 
@@ -327,10 +338,13 @@ class Packer:
         self._file = io.BytesIO()
         self.buffers: list[memoryview] = []
         self.used: set[bytes] = set()
+        # Not a method of ours: the pickler would hold us as we hold it, and all the buffers with us would live until
+        # the next run of the garbage collector.
+        keep = functools.partial(_keep_apart, self.buffers)
         if table is None:
-            self._pickler: Any = _Pickler(self._file, protocol=PROTOCOL, buffer_callback=self._buffer)
+            self._pickler: Any = _Pickler(self._file, protocol=PROTOCOL, buffer_callback=keep)
         else:
-            self._pickler = _HashPickler(self._file, table, self._buffer)
+            self._pickler = _HashPickler(self._file, table, keep)
             self.used = self._pickler.used
         self._dump = self._pickler.dump
         self._bytes: dict[int, _Bytes] = {}
@@ -345,16 +359,6 @@ class Packer:
             # the same wrapper each time, so that the same bytes go once
             obj = self._bytes.setdefault(id(obj), _Bytes(obj))
         self._dump(obj)
-
-    def _buffer(self, buffer: pickle.PickleBuffer) -> bool:
-        try:
-            raw = buffer.raw()
-        except BufferError:  # not contiguous
-            return True
-        if raw.nbytes < IN_BAND:
-            return True
-        self.buffers.append(raw)
-        return False
 
     def getvalue(self) -> bytes:
         """The stream so far."""

@@ -797,3 +797,17 @@ def test_a_class_from_elsewhere_goes_as_bytes_that_are_made_once():
         """
     )
     assert out == "fine\n"
+
+
+@pytest.mark.parametrize("table", [None, FunctionTable()], ids=["by value", "by hash"])
+def test_buffers_live_no_longer_than_who_uses_them(table):
+    """Without the garbage collector: gigabytes may hang on it."""
+    array = np.zeros(IN_BAND)
+    ref = weakref.ref(array)
+    gc.disable()
+    try:
+        data, buffers = dumps(array, table)
+        del array, data, buffers
+        assert ref() is None
+    finally:
+        gc.enable()
