@@ -24,7 +24,8 @@ holds:
    is closed. Until then the exception is caught and means the same as one raised inside. What is done in that stretch can
    be done again at any point (close the gate if it is open, absorb what is pending), for an exception may come in the
    midst of it.
-3. A task is struck at most ``STRIKES`` times, so at most so many exceptions can come. The stretch is in one ``try`` more
+3. A task is struck at most ``STRIKES`` times (those not counted that were raised where Python forgets an exception, see
+   ``_unraisable``), so at most so many exceptions can come. The stretch is in one ``try`` more
    than that, lexically, as a handler is as open to an exception as what it handles. (A loop around one ``try`` would not do:
    the interpreter raises at backward jumps too.) The outermost handler can therefore not be interrupted any more.
 4. Only one thread strikes, the *clerk*, which is never struck. What tasks may call (``secede``, printing) takes no lock:
@@ -38,6 +39,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, MutableSequence
@@ -119,6 +121,30 @@ def limit_numeric_threads(threads: int) -> dict[str, str]:
     limits = thread_limits(threads)
     os.environ.update(limits)
     return limits
+
+
+_hook_before: Any = None
+
+
+def _unraisable(about: Any) -> None:
+    """In place of ``sys.unraisablehook``: a strike can hit where Python can only print and forget an exception.
+
+    That is in a ``__del__``, in a callback of a weak reference or of the garbage collector. It is lost then, so the task is to be
+    struck again, and there is nothing to print.
+    """
+    if about.exc_type is not _Stopped:
+        _hook_before(about)
+        return
+    slot = _slot.get()
+    if slot is not None and slot.ident == threading.get_ident():
+        slot.executor._request(("lost", slot, slot.ticket))
+
+
+def _hook_in() -> None:
+    global _hook_before
+    if sys.unraisablehook is not _unraisable:
+        _hook_before = sys.unraisablehook
+        sys.unraisablehook = _unraisable
 
 
 class Held(Protocol):
@@ -256,6 +282,7 @@ class Executor:
             output.attach(self._call_clerk)
         self._clerk = threading.Thread(target=self._tend, name=f"{name}-clerk", daemon=True)
         self._clerk.start()
+        _hook_in()
 
     # --- for the event loop
 
@@ -595,6 +622,11 @@ class Executor:
             what, subject, ticket = self._requests.popleft()
             if what == "stop":
                 stops.update(subject)
+            elif what == "lost":
+                entry = self._stopping.get(ticket)
+                if entry is not None and entry.strikes:
+                    entry.strikes -= 1  # it cannot come any more
+                    entry.due = 0.0
             else:
                 with self._lock:
                     if subject.ticket == ticket and not subject.seceded:

@@ -19,26 +19,30 @@ A state that was entered is left at a lower mark than it was entered at, so that
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 __all__ = ["MemoryPolicy", "Order", "Pause", "Resume", "Spill", "Terminate"]
 
 
-class Spill(NamedTuple):
+@dataclass(frozen=True)
+class Spill:
     """Write these to disk, in this order."""
 
     tids: list[int]
 
 
-class Pause(NamedTuple):
+@dataclass(frozen=True)
+class Pause:
     """Begin no more tasks than one at a time."""
 
 
-class Resume(NamedTuple):
+@dataclass(frozen=True)
+class Resume:
     """Go on as usual."""
 
 
-class Terminate(NamedTuple):
+@dataclass(frozen=True)
+class Terminate:
     """End this process before the system does."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from itertools import islice
+from types import ModuleType
 from typing import Any
 
 __all__ = ["sizeof"]
@@ -77,7 +78,7 @@ class _Walk:
         nbytes = getattr(value, "nbytes", None)  # arrays of others, arrow tables, xarray
         if isinstance(nbytes, int) and nbytes >= 0:
             return nbytes + _getsizeof(value)
-        if isinstance(value, type) or (callable(value) and not hasattr(value, "__dict__")):
+        if isinstance(value, (type, ModuleType)):  # they belong to the program
             return 64
         size = float(_getsizeof(value))
         attributes = getattr(value, "__dict__", None)
@@ -132,7 +133,9 @@ class _Walk:
         size = float(found.sum()) if hasattr(found, "sum") else float(found)
         columns = [value] if not hasattr(value, "columns") else [value.iloc[:, at] for at in range(value.shape[1])][:64]
         for column in columns:
-            if getattr(column, "dtype", None) == object and len(column):
+            dtype = getattr(column, "dtype", None)
+            in_python = str(dtype) == "object" or getattr(dtype, "storage", None) == "python"
+            if in_python and len(column):
                 some = column.iloc[:_SAMPLE] if hasattr(column, "iloc") else column[:_SAMPLE]
                 chosen = list(some)
                 size += sum([self.size(item, depth + 1) for item in chosen]) * len(column) / len(chosen)

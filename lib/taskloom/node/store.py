@@ -12,23 +12,23 @@ How a worker drives it, beside :mod:`taskloom.node.executor`::
 
 What holds:
 
-- One thread, made when it is needed, writes and removes files. The event loop and the tasks do not wait for the disk, but for a value
-  that is only there.
+- One thread, made when it is needed, writes and removes files. The event loop and the tasks do not wait for the disk, but
+  for a value that is only there.
 - What is pinned stays in memory, and can be got by who pinned it even when it has been forgotten or renamed meanwhile.
 - A value that was read back keeps its file, so that it can be dropped again without writing. Values are not to be changed.
 - What does not pickle, and what the disk has no room for, stays in memory; both are counted, and said once.
 - No lock is held while a value is pickled, written, read, or thrown away: all of these may run the user's code.
 
-Which value goes is nearly the one whose last use is longest ago (second chance: a use sets a mark, and who has one goes to the end
-of the queue once instead of to disk), those above the target by themselves first, those of a few kilobytes last, as a file
-costs as much for them as for larger ones. zict's LRU does the same exactly, but takes several microseconds for each use; its
-files are used, see :mod:`taskloom.node.spill`.
+Which value goes is nearly the one whose last use is longest ago (second chance: a use sets a mark, and who has one goes to
+the end of the queue once instead of to disk); those above the target by themselves first, those of a few kilobytes last, as a
+file costs as much for them as for larger ones. zict's LRU and Buffer would do the first exactly, but write in the calling
+thread, know no pins, and take ten times as long to get a value. Its files are used, see :mod:`taskloom.node.spill`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import gc
 import logging
 import sys
 import tempfile
@@ -38,9 +38,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import monotonic
 from typing import Any, NamedTuple
 
-from taskloom.node.memory import MemoryPolicy, Order, Spill
+from taskloom.node.memory import MemoryPolicy, Order, Pause, Spill
 from taskloom.node.sizes import sizeof
-from taskloom.node.spill import SpillFolder
+from taskloom.node.spill import SpillError, SpillFolder
 from taskloom.serialize.objects import dumps, loads
 
 __all__ = ["Counts", "Pins", "Store"]
@@ -82,27 +82,23 @@ class _Entry:
 
     Attributes:
         value: _ABSENT when it is only on disk.
-        queue: the queue that it is in when it is in memory and may go to disk.
-        file: its name on disk, and ``file_size``; "" where there is none.
+        file: its name on disk; "" where there is none.
         used: since it was last considered.
         leaving: it is being written.
         gone: nobody can ask for it any more; who has it pinned still has it.
     """
 
-    __slots__ = ("file", "file_size", "gone", "leaving", "pins", "queue", "reading", "size", "tid", "used", "value")
+    __slots__ = ("file", "gone", "leaving", "pins", "size", "tid", "used", "value")
 
     def __init__(self, tid: int, value: Any, size: int) -> None:
         self.tid = tid
         self.value = value
         self.size = size
-        self.queue: OrderedDict[_Entry, None] | None = None
         self.pins = 0
         self.used = False
         self.leaving = False
         self.gone = False
         self.file = ""
-        self.file_size = 0
-        self.reading: threading.Lock | None = None
 
 
 class Pins:
@@ -177,6 +173,8 @@ class Store:
         self._leaving = 0
         self._disk: SpillFolder | None = None
         self._disk_bytes = self._written = self._read = self._failed = 0
+        self._file_sizes: dict[_Entry, int] = {}
+        self._reading: dict[_Entry, threading.Lock] = {}
         self._stuck: set[_Entry] = set()  # what does not pickle
         self._retry = 0.0
         self._said: set[str] = set()
@@ -186,8 +184,9 @@ class Store:
         self._bell.acquire()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._quiet = threading.Condition(self._lock)
-        self._working = False
+        self._collect = False
+        self._quiet = threading.Condition(self._lock)  # a round is over
+        self._rounds = self._rounds_over = 0  # of the thread
 
     # --- values
 
@@ -211,7 +210,7 @@ class Store:
             self._entries[tid] = entry
             self._managed += size
             if self._spills:
-                self._enqueue(entry)
+                self._queue_of(entry)[entry] = None
         del dropped  # its destructor runs here, not under the lock
         if self._managed - self._leaving > self._mark:
             self._call()
@@ -245,8 +244,7 @@ class Store:
             with self._lock:
                 disk, file = self._disk, entry.file
             if file and disk is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    return disk.read(file)
+                return self._read_file(entry, disk, file)
             value = self._value(entry)
         entry.used = True
         return dumps(value)
@@ -338,6 +336,7 @@ class Store:
         if orders and not self._closed:
             if any(type(order) is not Spill for order in orders):
                 _log.info("memory: %s of %s bytes, values %s; %s", rss, self.limit, self._managed, orders)
+            self._collect = self._collect or any(type(order) is Pause for order in orders)
             self._call()
         return [order for order in orders if type(order) is not Spill]
 
@@ -345,8 +344,7 @@ class Store:
         """Ask the policy; what it wants written is put into the queue of jobs."""
         with self._lock:
             blocked = monotonic() < self._retry or self._closed
-            candidates = {} if blocked else {entry.tid: entry for entry in ()}
-            taken: dict[int, _Entry] = candidates
+            taken: dict[int, _Entry] = {}
 
             def spillable() -> Iterator[tuple[int, int]]:
                 if blocked:
@@ -364,7 +362,7 @@ class Store:
                 if tid in chosen:
                     entry.leaving = True
                     self._leaving += entry.size
-                    self._dequeue(entry)
+                    self._queue_of(entry).pop(entry, None)
                     self._jobs.append(entry)
         return orders
 
@@ -383,16 +381,9 @@ class Store:
                     given.add(entry)
                     yield entry
 
-    def _enqueue(self, entry: _Entry) -> None:
+    def _queue_of(self, entry: _Entry) -> OrderedDict[_Entry, None]:
         size = entry.size
-        queue = self._queues[2 if size < _SMALL else 1 if size <= self._mark else 0]
-        queue[entry] = None
-        entry.queue = queue
-
-    def _dequeue(self, entry: _Entry) -> None:
-        if entry.queue is not None:
-            entry.queue.pop(entry, None)
-            entry.queue = None
+        return self._queues[2 if size < _SMALL else 1 if size <= self._mark else 0]
 
     def _forget_one(self, entry: _Entry) -> Any:
         """An entry is out of the table: what is to be thrown away when the lock is not held any more."""
@@ -406,13 +397,15 @@ class Store:
         if value is not _ABSENT:
             entry.value = _ABSENT
             self._managed -= entry.size
-        self._dequeue(entry)
-        self._stuck.discard(entry)
-        if entry.file:
-            self._jobs.append(entry.file)
-            self._disk_bytes -= entry.file_size
-            entry.file = ""
-            self._call()
+        if self._spills:
+            self._queue_of(entry).pop(entry, None)
+            self._stuck.discard(entry)
+            if entry.file:
+                self._jobs.append(entry.file)
+                self._disk_bytes -= self._file_sizes.pop(entry)
+                self._reading.pop(entry, None)
+                entry.file = ""
+                self._call()
         return value
 
     def _release(self, entries: Iterable[_Entry]) -> None:
@@ -433,9 +426,7 @@ class Store:
             entry.used = True
             return value
         with self._lock:
-            reading = entry.reading
-            if reading is None:
-                reading = entry.reading = threading.Lock()
+            reading = self._reading.setdefault(entry, threading.Lock())
         with reading:  # one reads, the others wait for it
             with self._lock:
                 value, disk, file = entry.value, self._disk, entry.file
@@ -443,19 +434,28 @@ class Store:
                 return value
             if disk is None or not file:  # forgotten, between the look into the table and now
                 raise KeyError(entry.tid)
-            value = loads(*disk.read(file))
+            value = loads(*self._read_file(entry, disk, file))
             with self._lock:
-                entry.reading = None
+                self._reading.pop(entry, None)
                 if not entry.file:
                     return value  # forgotten meanwhile
                 entry.value = value
                 entry.used = True
                 self._managed += entry.size
-                self._read += entry.file_size
-                self._enqueue(entry)
+                self._read += self._file_sizes[entry]
+                self._queue_of(entry)[entry] = None
         if self._managed - self._leaving > self._mark:
             self._call()
         return value
+
+    @staticmethod
+    def _read_file(entry: _Entry, disk: SpillFolder, file: str) -> tuple[Any, list[Any]]:
+        try:
+            return disk.read(file)
+        except SpillError:
+            if entry.gone:  # and so is its file
+                raise KeyError(entry.tid) from None
+            raise
 
     def _process_rss(self) -> int:
         if self._process is None:
@@ -486,11 +486,11 @@ class Store:
         """Wait until what is to be written and removed by now is done; whether it is."""
         deadline = monotonic() + timeout
         with self._lock:
-            self._working = self._working or self._thread is not None
-        self._call()
-        with self._lock:
-            while self._working or self._jobs:
-                if not self._quiet.wait(deadline - monotonic()):
+            # a round that begins from now on sees all that there is now
+            wanted = self._rounds + 1
+            self._call()
+            while self._rounds_over < wanted and not self._closed:
+                if not self._quiet.wait(max(0.0, deadline - monotonic())):
                     return False
         return True
 
@@ -499,7 +499,7 @@ class Store:
         while True:
             self._bell.acquire()
             with self._lock:
-                self._working = True
+                self._rounds += 1
             while not self._closed:
                 if not self._jobs:
                     self._decide(None)
@@ -513,11 +513,15 @@ class Store:
                 else:
                     freed += self._write(job)
                 del job
+            if self._collect:  # memory is scarce: what only the garbage collector finds counts too
+                self._collect = False
+                gc.collect()
+                freed = _TRIM_FROM
             if freed >= _TRIM_FROM:
                 freed = 0
                 _trim()
             with self._lock:
-                self._working = False
+                self._rounds_over = self._rounds
                 self._quiet.notify_all()
             if self._closed:
                 return
@@ -541,7 +545,8 @@ class Store:
                 del stream, buffers
             with self._lock:
                 if name:
-                    entry.file, entry.file_size = name, size
+                    entry.file = name
+                    self._file_sizes[entry] = size
                     self._disk_bytes += size
                     self._written += size
                 elif problem is not None:
@@ -566,7 +571,7 @@ class Store:
                 self._managed -= entry.size
                 freed = entry.size
             else:  # it could not be written, or somebody needs it now; then it goes some other time, with its file
-                self._enqueue(entry)
+                self._queue_of(entry)[entry] = None
         del dropped
         return freed
 

@@ -457,6 +457,33 @@ def test_a_task_that_ends_otherwise_after_a_stop_has_ended_so(make):
     assert (kind, str(value)) == (RAISED, "its own")
 
 
+class Noisy:
+    """Runs Python code whenever one of its kind goes, where an exception can only be printed and forgotten."""
+
+    def __del__(self):
+        for _ in range(50):
+            pass
+
+
+def test_a_strike_that_python_forgets_is_made_again(make, monkeypatch):
+    seen = []
+    hook = module._hook_before
+    monkeypatch.setattr(module, "_hook_before", lambda about: seen.append(about) or hook(about))
+    loop = make(patience=60)
+
+    def task():
+        while True:
+            Noisy()
+
+    for n in range(20):
+        loop.submit((n, task))
+        until(loop.executor.running)
+        loop.executor.stop([n])
+        assert loop.wait(1) == {n: (CANCELLED, None)}
+    assert loop.executor.strikes > 20  # most were raised in there
+    assert not seen  # nothing was printed
+
+
 def test_a_task_can_stop_another_and_itself(make):
     loop = make(threads=2)
     gate = Gate()
