@@ -697,10 +697,9 @@ def _shut(slot: _Slot) -> None:
 def _absorb(ident: int) -> None:
     """See to it that no exception is pending in the calling thread.
 
-    The thread strikes itself: that takes the place of what is pending, and is raised at once. Setting NULL would take it back
-    too, but CPython 3.11 and 3.12 count on an exception to be raised after each call, and would look for it at every jump,
-    in all threads, from then on. And where two threads are struck, the first that raises makes these versions forget to look
-    for the other's, so waiting for it does not do either.
+    CPython raises what is pending at the next call, so by now there is nothing left; but nobody has promised that. The thread
+    strikes itself: that takes the place of what is pending, and is raised at once. Setting NULL would take it back too, but
+    CPython 3.11 and 3.12 then go on to look for an exception at every jump, in all threads, until one is raised somewhere.
     """
     try:
         while True:

@@ -10,7 +10,7 @@ executor dies. Four ways to look for the moment that breaks this:
   other half);
 - one after the other, each single instruction of the code that runs tasks: the exception is raised there.
 
-``TASKLOOM_CANCELS=1000000`` sets how many cancels are tried; that many take about a minute.
+``TASKLOOM_CANCELS=1000000`` sets how many cancels are tried; that many take one to two minutes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import random
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 
 import pytest
 
@@ -358,3 +358,177 @@ def test_each_instruction(function):
     assert outcomes[CANCELLED, True] >= 3
     assert outcomes[usual, False] >= 20  # refused at the gate
     assert places
+
+
+# --- moments that chance does not find
+
+
+def wait_for(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.0005)
+
+
+def all_of(executor, count):
+    """{ticket: kind} of the next so many tasks that end."""
+    found = {}
+
+    def enough():
+        found.update({ticket: kind for ticket, kind, _, _ in executor.collect()})
+        return len(found) == count
+
+    wait_for(enough)
+    return found
+
+
+@pytest.mark.parametrize("raising", [False, True])
+def test_a_strike_waits_for_native_code_while_another_thread_is_struck(raising, switching):
+    """CPython 3.11 and 3.12 have one mark for all threads, which the first that raises takes away."""
+    lock = threading.Lock()
+    lock.acquire()
+    stopped = threading.Event()
+
+    def blocked():
+        lock.acquire()
+        raise ValueError
+
+    def busy():
+        while not stopped.is_set():
+            pass
+
+    executor = Executor(2, lambda: None, patience=60)
+    executor.submit([(1, 1, blocked if raising else lock.acquire, ()), (2, 2, busy, ())])
+    wait_for(lambda: len(executor.running()) == 2)
+    executor.stop([1])
+    wait_for(lambda: executor.strikes == 1)
+    executor.stop([2])
+    assert all_of(executor, 1) == {2: CANCELLED}
+    lock.release()
+    assert all_of(executor, 1).keys() == {1}
+    switching(1e-5)
+    executor.submit([(n, n, spin, (1000,)) for n in range(10, 400)])
+    assert set(all_of(executor, 390).values()) == {DONE}
+    check_end(executor)
+
+
+def test_what_is_absorbed_is_gone():
+    def work():
+        for _ in range(1000):
+            module._absorb(threading.get_ident())
+            spin(10)
+
+    executor = Executor(1, lambda: None)
+    executor.submit([(1, 1, work, ())])
+    assert all_of(executor, 1) == {1: DONE}
+    check_end(executor)
+
+
+@pytest.mark.parametrize("function", [spin, raises])
+@pytest.mark.parametrize("strikes", range(1, module.STRIKES + 1))
+def test_each_strike_comes_while_the_one_before_is_handled(function, strikes, monkeypatch):
+    shut = module._shut
+    executor = Executor(1, lambda: None)
+    left = []
+
+    def interrupted(slot):
+        if slot.ticket == 1 and left:
+            slot.strikes = strikes  # as many as the clerk may have set
+            raise left.pop()
+        shut(slot)
+
+    monkeypatch.setattr(module, "_shut", interrupted)
+    left += [module._Stopped() for _ in range(strikes)]
+
+    class Last:
+        """Where the function does not raise, the first comes as soon as it has returned."""
+
+        def __call__(self):
+            if function is spin:
+                (slot,) = executor._slots
+                slot.strikes = 1
+                module._set_pending(slot.ident, left.pop() and module._Stopped)
+            else:
+                raise ValueError
+
+    executor.submit([(0, 0, spin, (1,)), (1, 1, Last(), ()), (2, 2, spin, (1,))])
+    assert all_of(executor, 3) == {0: DONE, 1: CANCELLED, 2: DONE}
+    assert not left
+    check_end(executor)
+
+
+class LateGate:
+    """The clerk's view of a thread's gate: it gets it only when the thread is in its next task."""
+
+    def __init__(self, slot, let_go):
+        self.slot, self.gate, self.let_go = slot, slot.gate, let_go
+        self.release = self.gate.release
+        self._is_owned = self.gate._is_owned
+
+    def acquire(self, blocking=True):
+        if threading.get_ident() == self.slot.ident:
+            return self.gate.acquire(blocking)
+        self.let_go.set()
+        wait_for(lambda: self.slot.ticket == 2 and self.gate.acquire(blocking=False))
+        return True
+
+
+def test_the_clerk_is_late():
+    """Between his look at a thread's task and his taking of its gate, the thread has gone to its next task."""
+    executor = Executor(1, lambda: None)
+    go, second = threading.Event(), threading.Event()
+
+    def until_set(event):
+        while not event.is_set():
+            pass
+
+    executor.submit([(1, 1, until_set, (go,)), (2, 2, until_set, (second,))])
+    wait_for(executor.running)
+    (slot,) = executor._slots
+    slot.gate = LateGate(slot, go)
+    executor.stop([1])
+    assert all_of(executor, 1) == {1: DONE}
+    wait_for(lambda: not executor._stopping)
+    assert executor.strikes == 0
+    slot.gate = slot.gate.gate
+    second.set()
+    assert all_of(executor, 1) == {2: DONE}
+    check_end(executor)
+
+
+def test_a_task_is_cancelled_while_a_thread_takes_it():
+    """It is in the queue no more, and its thread has not said yet that it has it."""
+    looked = threading.Event()
+
+    class Watched(Executor):
+        looks = 0
+
+        def _find_running(self, stops):
+            super()._find_running(stops)
+            self.looks += 1
+            if self.looks == 2:
+                looked.set()
+
+    class SlowQueue(deque):
+        def popleft(self):
+            task = super().popleft()
+            if threading.current_thread() is not executor._clerk and task[0] == 1:
+                executor.stop([1])
+                # The clerk must not come to his end before we go on; if he does, then the task has been missed.
+                looked.wait(0.2)
+            return task
+
+    executor = Watched(1, lambda: None, patience=60)
+    executor._todo = SlowQueue()
+    over = threading.Event()
+
+    def for_ever():
+        while not over.is_set():
+            pass
+
+    executor.submit([(1, 1, for_ever, ())])
+    try:
+        assert all_of(executor, 1) == {1: CANCELLED}
+    finally:
+        over.set()
+    check_end(executor)

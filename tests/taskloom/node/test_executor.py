@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import sys
 import threading
 import time
 import traceback
@@ -96,6 +97,10 @@ class Gate:
         while not self.open:
             time.sleep(0.0005)
         return value
+
+    def loop(self):
+        while not self.open:
+            pass
 
 
 # --- running
@@ -338,6 +343,22 @@ def test_unknown_and_ended_tickets_do_not_matter(make):
     loop.executor.stop([1, 2, "three", None, (4, 5)])
     loop.submit((6, int))
     assert loop.wait(1) == {6: (DONE, 0)}
+
+
+def test_no_cancel_is_lost_between_the_queue_and_the_thread(make):
+    """Each task would run for ever."""
+    loop = make(patience=60)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for n in range(1000):
+            loop.submit((n, Gate().loop))
+            for _ in range(n % 40):
+                pass
+            loop.executor.stop([n])
+            assert loop.wait(1) == {n: (CANCELLED, None)}
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_a_task_that_swallows_the_first_strikes_is_struck_again(make):
