@@ -6,8 +6,9 @@ process gets next; :mod:`taskloom.local.processes` carries that out. What it dec
 - **Commit ahead.** A task may be sent to a process before its inputs are there if all that are missing are made by that
   same process, from tasks it has already. Neighbours in the order are related, so a process gets stretches of it, and
   most values never leave the process that made them.
-- **Depth by time.** A process holds some 20 ms of work by the measured durations of each kind of function, and is
-  refilled before it runs dry. Toward the end the blocks get smaller, so that all processes end together.
+- **Depth by time.** A process holds some 20 ms of work, by the measured durations of each kind of function, but two tasks
+  at least, so that it need not wait for the next one. Toward the end the blocks get smaller, so that all processes end
+  together.
 - **Take back.** What was sent and not begun is taken back when another process has nothing to do and could begin some
   of it.
 
@@ -29,6 +30,7 @@ __all__ = ["ELSEWHERE", "HORIZON", "MOST", "Packed", "Placement", "Share"]
 
 HORIZON = 0.020  # seconds of work that a process holds
 MOST = 2000  # tasks that a process holds
+LEAST = 2  # tasks that it holds however long they take: it need not wait for the next one
 UNKNOWN = HORIZON / 4  # what a task of a function that was not measured yet counts as, in seconds
 CROWDED = (
     16  # tasks in the queue of a process from which on others fetch large values from it, rather than leave it the task
@@ -164,7 +166,7 @@ class Placement:
         if share.revoking:
             return False
         pending = share.pending()
-        return pending == 0 or (share.load < HORIZON * 0.75 and pending < MOST * 3 // 4)
+        return pending < LEAST or (share.load < HORIZON * 0.75 and pending < MOST * 3 // 4)
 
     def choose(self, share: Share) -> list[int]:
         """The next tasks for a process, in order; they count as sent."""
@@ -173,11 +175,12 @@ class Placement:
         costs, kinds, loads = self.costs, self.kinds, share.loads
         index = share.index
         room = HORIZON - share.load
-        most = MOST - share.pending()
+        pending = share.pending()
+        most, least = MOST - pending, LEAST - pending
         # the end is near: leave something for the others, of what they could begin
         fair = max(1, self.run.left // (2 * len(self.shares)))
         block: list[int] = []
-        while room > 0 and len(block) < most:
+        while (room > 0 or len(block) < least) and len(block) < most:
             i = self._next_for(share)
             if i < 0:
                 break
