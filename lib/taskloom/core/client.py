@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from taskloom.core.messages import (
+    KEEP,
     PIN,
     WISH,
     Back,
@@ -17,7 +18,6 @@ from taskloom.core.messages import (
     Done,
     Erred,
     Functions,
-    Lost,
     Options,
     Pending,
     Release,
@@ -70,7 +70,8 @@ class ClientMachine:
         self._payloads: list[Any] = []
         self._known = 0  # functions that this scheduler has been told of
         self._blocks: list[Submit] = []
-        self._released: set[int] = set()
+        self._kept = 0  # how many there were when it was last looked which are needed
+        self._pinned: dict[int, None] = {}  # counters with a pin: of graphs of which there is more to come
 
     def submit(
         self,
@@ -106,9 +107,14 @@ class ClientMachine:
         block = Submit(first, numbers, list(args), list(deps), wanted, options or Options(), unpin)
         self._next += len(numbers)
         self._blocks.append(block)
+        if unpin[0] < unpin[1]:
+            for counter in [counter for counter in self._pinned if unpin[0] <= counter < unpin[1]]:
+                del self._pinned[counter]
         for k, want in enumerate(wanted):
             if want & WISH:
                 self.wishes[first + k] = _PENDING
+            if want & PIN and not unpin[0] <= first + k < unpin[1]:
+                self._pinned[first + k] = None
         return first, [*self._new_functions(), block]
 
     @property
@@ -133,11 +139,9 @@ class ClientMachine:
 
     def _forget(self) -> None:
         """Let go of submissions of which nothing is wanted, and which nothing that is wanted is made of."""
-        if len(self._blocks) < 2 * self._kept_blocks + 16:
-            if self.wishes:
-                return
-            self._blocks.clear()
-        needed: set[int] = set(self.wishes)
+        if len(self._blocks) < 2 * self._kept + 16 and (self.wishes or self._pinned):
+            return
+        needed: set[int] = {*self.wishes, *self._pinned}
         kept = []
         for block in reversed(self._blocks):
             counters = range(block.first, block.first + len(block.functions))
@@ -146,9 +150,7 @@ class ClientMachine:
                 for needs in block.deps:
                     needed.update(needs)
         self._blocks = kept[::-1]
-        self._kept_blocks = len(kept)
-
-    _kept_blocks = 0
+        self._kept = len(kept)
 
     def cancel(self, counters: Sequence[int]) -> list[Any]:
         """Tasks that are not to be computed; the messages."""
@@ -165,22 +167,24 @@ class ClientMachine:
         """A scheduler that does not know us: all that is still wanted."""
         self._known = 0
         messages: list[Any] = [Back([block.first for block in self._blocks]), *self._new_functions()]
-        # What a later submission needs is pinned until all are there: its own graph may have ended long ago.
-        later: set[int] = set()
+        # What a later submission needs is pinned until all are there: its own graph may have ended long ago. What one needs
+        # that is still to come stays pinned.
+        later: set[int] = set(self._pinned)
         blocks = []
         for block in reversed(self._blocks):
             flags = bytearray(len(block.functions))
             for k in range(len(flags)):
                 wish = self.wishes.get(block.first + k)
-                if wish is not None and not _is_cancelled(wish):
-                    flags[k] |= WISH
-                if block.first + k in later:
+                if wish is not None:
+                    flags[k] |= KEEP if wish.state == FAILED else WISH
+                if block.first + k in later and flags[k] != KEEP:
                     flags[k] |= PIN
             blocks.append(block._replace(wanted=bytes(flags), unpin=(0, 0)))
             for needed in block.deps:
                 later.update(needed)
         messages += reversed(blocks)
-        messages.append(Submit(self._next, [], [], [], b"", Options(), (0, self._next)))
+        end = min(self._pinned, default=self._next)
+        messages.append(Submit(self._next, [], [], [], b"", Options(), (0, end)))
         for counter, wish in self.wishes.items():
             if wish.state == READY:
                 self.wishes[counter] = _PENDING if wish.result is None else wish._replace(place=-1, tid=-1)
@@ -213,8 +217,3 @@ class ClientMachine:
             else:
                 raise TypeError(f"no message for a client: {message!r}")
         return changed
-
-
-def _is_cancelled(wish: Wish) -> bool:
-    """Whether a value was given up on purpose: it is not asked for again unless it is retried."""
-    return isinstance(wish.error, Lost) and wish.error.kind == "cancelled"

@@ -11,8 +11,9 @@ Who a task is:
 - across the death of a scheduler by the client's UUID and the counter.
 
 **The stale rule.** A scheduler numbers what it sends to workers (``grant``), without ever using a number twice. A task has one
-current grant or none. What a worker reports under another grant is stale and dropped. That is all that guards against late
-messages of workers that were given up, tasks that were taken back, and slots that hold another task by now.
+current grant or none. What a worker reports under another grant is stale and dropped. So is a copy under an order that was
+recalled by a Drop. That is all that guards against late messages of workers that were given up, tasks that were taken back, and
+slots that hold another task by now.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 __all__ = [
+    "KEEP",
     "KINDS",
     "PIN",
     "WISH",
@@ -60,7 +62,7 @@ __all__ = [
 ]
 
 
-WISH, PIN = 1, 2  # in Submit.wanted
+WISH, PIN, KEEP = 1, 2, 4  # in Submit.wanted
 
 
 class Options(NamedTuple):
@@ -130,7 +132,7 @@ class Submit(NamedTuple):
         args: its arguments, opaque; None where its inputs are all.
         deps: counters of its inputs, each once, all lower than its own.
         wanted: WISH where the client wants the value; PIN where it does not, but a later block of the same graph will need
-            it; else 0.
+            it; KEEP where it is not to be computed, but may be wanted once more: it has failed; else 0.
         unpin: (first, end) of counters whose pins end with this block, the last one of its graph.
 
     A block whose first counter the scheduler knows says what the client wants of it by now: the client was away.
@@ -284,9 +286,17 @@ class Drop(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """Fetch these values from other workers, tid -> worker, and keep them; :class:`Fetched` answers."""
+    """Fetch these values from other workers and keep them; :class:`Fetched` answers.
+
+    Attributes:
+        sources: tid -> worker; the worker itself where it has a copy already, and is to announce it as its own from now on.
+        orders: tid -> a number that is not used twice, and comes back with the answer: one to an order before a Drop is stale.
+        owners: tid -> client UUID and counter.
+    """
 
     sources: dict[int, int]
+    orders: dict[int, int]
+    owners: dict[int, tuple[bytes, int]]
 
 
 class Adopted(NamedTuple):
@@ -338,9 +348,10 @@ class GaveBack(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """Copies that were asked for are here."""
+    """Copies that were asked for are here; with the numbers of the orders."""
 
     tids: Sequence[int]
+    orders: Sequence[int]
 
 
 class Missing(NamedTuple):

@@ -258,7 +258,7 @@ class WorkerMachine:
         asked: tid -> (worker that was asked for a value, serial).
         waiters: tid -> tids of tasks here that wait for it.
         askers: tid -> [(who has asked for a value that is not here, serial)].
-        copying: tids that the scheduler wants a copy of here.
+        copying: tids that the scheduler wants a copy of here -> (the number of the order, whose the value is).
     """
 
     def __init__(self, threads: int = 1, resources: dict[str, float] | None = None, ahead: float = 0.0) -> None:
@@ -280,7 +280,7 @@ class WorkerMachine:
         self._serial = 0
         self._failures: dict[int, Any] = {}  # of tasks that raised while there was no scheduler
         self._names = 0  # below 0: what values are called while there is no scheduler
-        self.copying: set[int] = set()
+        self.copying: dict[int, tuple[int, tuple[bytes, int]]] = {}
         self._ready: list[tuple[int, int, int]] = []  # heap of (priority, tid, grant)
         self._actions: list[Any] = []
         self._report: dict[int, Report] = {}
@@ -479,7 +479,7 @@ class WorkerMachine:
         self._forget([tid for tid in dict.fromkeys(message.tids) if tid in self.data])
         for tid in message.tids:
             if tid in self.copying:
-                self.copying.discard(tid)
+                del self.copying[tid]
                 if tid not in self.waiters:
                     self._unask(tid)
 
@@ -491,18 +491,19 @@ class WorkerMachine:
             self._actions.append(Forget(tids))
 
     def _copy(self, message: Copy) -> None:
-        here = []
         for tid, source in message.sources.items():
+            self.copying[tid] = message.orders[tid], message.owners[tid]
             if tid in self.data:
-                here.append(tid)
-                continue
-            self.copying.add(tid)
-            if tid not in self.asked and tid not in self.tasks:
+                self._fetched(tid)
+            elif tid not in self.asked and tid not in self.tasks:
                 self._serial += 1
                 self.asked[tid] = source, self._serial
                 self._actions.append(Say(source, Ask(self._serial, [tid])))
-        if here:
-            self._actions.append(Say(None, Fetched(here)))
+
+    def _fetched(self, tid: int) -> None:
+        """A copy is here: from now on it is as good as if it had been made here."""
+        order, self.owners[tid] = self.copying.pop(tid)
+        self._actions.append(Say(None, Fetched([tid], [order])))
 
     # --- what happens here
 
@@ -635,6 +636,8 @@ class WorkerMachine:
         if askers:
             for peer, serial in askers:
                 self._actions.append(Send(peer, serial, [tid]))
+        if tid in self.copying:
+            self._fetched(tid)
 
     def _got(self, event: Got) -> None:
         for tid, size in zip(event.tids, event.sizes, strict=True):
@@ -647,9 +650,6 @@ class WorkerMachine:
                 continue
             self._unask(tid)  # it is an answer to an earlier question
             self.data[tid] = size
-            if tid in self.copying:
-                self.copying.discard(tid)
-                self._actions.append(Say(None, Fetched([tid])))
             self._arrived(tid)
 
     def _peer_asks(self, event: PeerAsks) -> None:
@@ -678,7 +678,8 @@ class WorkerMachine:
         for tid in lost:
             del self.asked[tid]
         lost = [tid for tid in lost if tid in self.waiters or tid in self.copying]
-        self.copying.difference_update(lost)
+        for tid in lost:
+            self.copying.pop(tid, None)
         if lost:
             self._actions.append(Say(None, Missing(lost, event.peer)))
 

@@ -4,16 +4,54 @@ from __future__ import annotations
 
 from typing import Any
 
-from taskloom.core.scheduler.machine import CLIENT, Scheduler
+from taskloom.core.messages import KEEP
+from taskloom.core.scheduler.machine import TRANSITIONS, Scheduler
 from taskloom.core.scheduler.state import DONE, ERRED, FREE, IDLE, NAMES, READY, SENT, WAITING
 
-__all__ = ["InvariantError", "story", "validate"]
+__all__ = ["CheckedScheduler", "InvariantError", "TransitionError", "story", "validate"]
 
 _ACTIVE = (WAITING, READY, SENT)
 
 
 class InvariantError(AssertionError):
     """The scheduler's state contradicts itself: a bug of ours."""
+
+
+class TransitionError(AssertionError):
+    """A task went from one state to another that it cannot go to from there: a bug of ours."""
+
+
+class _States(bytearray):
+    """The column of states, which lets only those transitions happen that are in the table.
+
+    It is for tests: a look at the table costs as much as a tenth of all that a scheduler does for a task.
+    """
+
+    scheduler: CheckedScheduler
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if type(key) is int:
+            pair = self[key], value
+            if pair not in TRANSITIONS:
+                lines = [f"slot {key} cannot go from {NAMES[pair[0]]} to {NAMES[value]}", *story(self.scheduler, key)]
+                raise TransitionError("\n".join(lines))
+            self.scheduler.transitions.add(pair)
+        super().__setitem__(key, value)
+
+
+class CheckedScheduler(Scheduler):
+    """A scheduler that raises a :class:`TransitionError`, with the task's story, at a transition that is not in the table.
+
+    Attributes:
+        transitions: those that have happened.
+    """
+
+    def __init__(self, incarnation: int = 0, grace: float = 0.0) -> None:
+        super().__init__(incarnation, grace)
+        self.transitions: set[tuple[int, int]] = set()
+        states = _States()
+        states.scheduler = self
+        self.tasks.state = states
 
 
 def validate(scheduler: Scheduler) -> None:
@@ -32,6 +70,7 @@ def validate(scheduler: Scheduler) -> None:
 
     size = len(tasks.state)
     live = todo = 0
+    free = {slot for base, count in tasks.holes for slot in range(base, base + count)}
     sent: dict[int, set[int]] = {number: set() for number in workers}
     held: dict[int, set[int]] = {number: set() for number in workers}
     queued: dict[int, set[int]] = {}
@@ -53,8 +92,7 @@ def validate(scheduler: Scheduler) -> None:
             require(slot not in tasks.copies and slot not in tasks.errors, slot, "is free and keeps something aside")
             continue
         block = tasks.owner[slot]
-        if block is None:  # a hole that was never filled
-            continue
+        require(slot not in free, slot, "is used, and counted as free")
         live += 1
         deps = tasks.deps[slot]
         followers = list(tasks.followers(slot))
@@ -63,7 +101,7 @@ def validate(scheduler: Scheduler) -> None:
             require(slot in tasks.followers(d), slot, f"needs {d}, which does not know")
         for f in followers:
             require(slot in tasks.deps[f], slot, f"has the dependent {f}, which does not need it")
-        uses = bool(tasks.wanted[slot]) + sum(tasks.state[f] in _ACTIVE for f in followers)
+        uses = bool(tasks.wanted[slot] & ~KEEP) + sum(tasks.state[f] in _ACTIVE for f in followers)
         require(tasks.uses[slot] == uses, slot, f"is counted {tasks.uses[slot]} times as needed, and is {uses} times")
         require(
             not (tasks.wanted[slot] and block.client.number not in scheduler.clients), slot, "is wanted by nobody there"
@@ -85,7 +123,8 @@ def validate(scheduler: Scheduler) -> None:
             require((state == READY) == (tasks.unplaced[slot] == 0), slot, "is ready or not, against its inputs")
         if state == READY:
             ahead = id(block) in opened and slot - block.base >= block.cursor
-            there = sum([ahead, slot in late and tasks.place[slot] < 0, slot in placing.stuck])
+            aside = (slot in placing.stuck) + (slot in placing.parked)
+            there = sum([ahead, slot in late and tasks.place[slot] < 0, aside])
             there += sum(slot in entries for entries in queued.values())
             require(there == 1, slot, f"is found in {there} places")
         if state == SENT:
@@ -111,6 +150,8 @@ def validate(scheduler: Scheduler) -> None:
             require(not uses, slot, "is idle and needed")
             require(bool(tasks.wanted[slot]) or tasks.dependents[slot] is not None, slot, "could be forgotten")
             require(slot not in tasks.copies, slot, "is idle and has copies")
+        if state != DONE:
+            require(slot not in tasks.orders, slot, "is not there, and is to be copied")
         for number in tasks.copies.get(slot, ()):
             require(number in workers, slot, f"has a copy on worker {number}, which is gone")
     if live != tasks.live:
@@ -138,19 +179,5 @@ def validate(scheduler: Scheduler) -> None:
 def story(scheduler: Scheduler, slot: int) -> list[str]:
     """What the events that are still remembered say of a task, oldest first."""
     tasks = scheduler.tasks
-    if tasks.owner[slot] is None:
-        return []
     tid, counter, client = tasks.tid(slot), tasks.counter(slot), tasks.owner[slot].client.number
-    lines = []
-    for now, kind, number, message in scheduler._story:
-        if _mentions(message, counter if kind == CLIENT and number == client else tid, kind == CLIENT):
-            lines.append(f"{now:.6f} {kind} {number}: {type(message).__name__}")
-    return lines
-
-
-def _mentions(message: Any, who: int, by_counter: bool) -> bool:
-    if by_counter:
-        if hasattr(message, "first"):
-            return bool(message.first <= who < message.first + len(message.functions))
-        return who in getattr(message, "counters", ())
-    return any(who in getattr(message, name, ()) for name in ("tids", "failed", "kept", "running"))
+    return scheduler.stories.tell(tid, client, counter)

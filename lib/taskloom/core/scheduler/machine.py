@@ -12,13 +12,13 @@ Every change of a task's state is one of the methods below whose name says which
 from __future__ import annotations
 
 from bisect import insort
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from taskloom.core.messages import (
+    KEEP,
+    PIN,
     WISH,
-    Adopted,
     Announce,
     Back,
     Cancel,
@@ -54,40 +54,37 @@ from taskloom.core.scheduler.state import (
     Tasks,
     Worker,
 )
+from taskloom.core.scheduler.stories import Stories
 
 __all__ = ["CLIENT", "TRANSITIONS", "WORKER", "Scheduler"]
 
 CLIENT, WORKER = "client", "worker"
+NEEDED = WISH | PIN  # what a client may say of a task that makes it needed
 _ACTIVE = frozenset((WAITING, READY, SENT))
-_STORY = 2000  # events that are kept for stories
 
-# (from, to) -> the method that does it, and when
+# (from, to) -> the method that does it, and when. What is not here does not happen: see checks.CheckedScheduler.
 TRANSITIONS: dict[tuple[int, int], str] = {
-    (IDLE, WAITING): "_wake: somebody needs it, and an input is neither there nor on its way",
-    (IDLE, READY): "_wake: somebody needs it",
-    (WAITING, READY): "Placing._placed: its last input is on its way",
-    (READY, WAITING): "_unplaced: an input is not on its way any more",
-    (READY, SENT): "Placing.choose",
-    (SENT, DONE): "_done; _adopt: another worker came back with the value",
-    (WAITING, DONE): "_adopt: a worker came back with the value",
-    (READY, DONE): "_adopt",
-    (WAITING, SENT): "_adopt: a worker came back that is at it",
-    (SENT, READY): "_unsend: given back, its worker died, or to be tried again",
-    (SENT, WAITING): "_unsend: the same, and an input is missing by now",
-    (DONE, WAITING): "_lost: its workers died, and somebody needs it",
-    (DONE, READY): "_lost",
-    (DONE, IDLE): "_let_go: nobody needs it",
-    (WAITING, IDLE): "_let_go",
-    (READY, IDLE): "_let_go",
-    (SENT, IDLE): "_let_go",
-    (WAITING, ERRED): "_fail: an input failed, or it was cancelled",
-    (READY, ERRED): "_fail",
-    (SENT, ERRED): "_fail: it raised, or its input did, or workers died of it, or it was cancelled",
-    (IDLE, ERRED): "_fail: somebody needs it, and its input has failed",
-    (DONE, ERRED): "_lost: it was data",
-    (ERRED, IDLE): "_retry",
-    (IDLE, FREE): "_forget: nobody can need it any more",
-    (ERRED, FREE): "_forget",
+    (IDLE, WAITING): "`_submit`, `_wake`: somebody needs it",
+    (IDLE, READY): "`_submit`: the same, and its inputs are there or on their way",
+    (WAITING, READY): "`_wake`, `_unsend`, `Placing.placed`: its last input is on its way",
+    (READY, WAITING): "`_unplaced`: an input is not on its way any more",
+    (READY, SENT): "`Placing.choose`: a worker gets it; `_adopt`: a worker came back that is at it",
+    (WAITING, SENT): "`_adopt`: the same, and an input is missing",
+    (SENT, WAITING): "`_unsend`: given back, its worker is gone, or it raised and is tried again",
+    (SENT, DONE): "`_done`: a worker has the value; `_adopt`: another one came back with it",
+    (WAITING, DONE): "`_adopt`",
+    (READY, DONE): "`_adopt`",
+    (DONE, IDLE): "`_let_go`: nobody needs it; `_lost`: no worker has it any more, and whoever needs it wakes it",
+    (WAITING, IDLE): "`_let_go`",
+    (READY, IDLE): "`_let_go`",
+    (SENT, IDLE): "`_let_go`",
+    (WAITING, ERRED): "`_fail`: it was cancelled; `_spread`: an input failed",
+    (READY, ERRED): "`_fail`, `_spread`",
+    (SENT, ERRED): "`_fail`: it raised, workers died of it, or it was cancelled; `_spread`",
+    (IDLE, ERRED): "`_fail`: it was cancelled, needs what nobody knows, or was data and is lost",
+    (ERRED, IDLE): "`_retry`",
+    (IDLE, FREE): "`_forget`: nobody can need it any more",
+    (ERRED, FREE): "`_forget`",
 }
 
 
@@ -118,8 +115,8 @@ class Scheduler:
         self._retiring = False  # somebody is
         self._retired: set[int] = set()  # that have been told so
         self._dead: list[Block] = []  # all of whose tasks are forgotten
-        self._story: deque[tuple[float, str, int, Any]] = deque(maxlen=_STORY)
-        self._handlers: dict[type, Callable[[Any, Any], None]] = {
+        self.stories = Stories()
+        self._of_clients: dict[type, Callable[[Any, Any], None]] = {
             Submit: self._submit,
             Functions: self._functions_came,
             Back: self._back,
@@ -127,6 +124,8 @@ class Scheduler:
             Want: self._want,
             Cancel: self._cancel,
             Retry: self._retry,
+        }
+        self._of_workers: dict[type, Callable[[Any, Any], None]] = {
             Report: self._report,
             GaveBack: self._gave_back,
             Fetched: self._fetched,
@@ -138,17 +137,28 @@ class Scheduler:
     # --- who is there
 
     def client_came(self, uuid: bytes) -> int:
-        """A client has connected, or come back; its number."""
+        """A client has connected, or come back; its number, which is that of the connection.
+
+        What still comes from, or is said of, an earlier connection of the client's, is of nobody.
+        """
+        self._numbers += 1
+        number = self._numbers
         for client in self.clients.values():
             if client.uuid == uuid:
-                return client.number
-        self._numbers += 1
-        self.clients[self._numbers] = Client(self._numbers, uuid)
-        return self._numbers
+                del self.clients[client.number]
+                self.out.forget_client(client.number)
+                client.number = number
+                break
+        else:
+            client = Client(number, uuid)
+        self.clients[number] = client
+        return number
 
     def client_left(self, number: int) -> None:
-        """A client has gone for good: nobody wants what it wanted."""
-        client = self.clients.pop(number)
+        """A client has gone for good: nobody wants what it wanted. If it has come back since, it is another number's."""
+        client = self.clients.pop(number, None)
+        if client is None:
+            return
         self.out.forget_client(number)
         for block in list(client.blocks):
             for slot in range(block.base, block.base + block.count):
@@ -157,7 +167,12 @@ class Scheduler:
         self._sweep()
 
     def worker_came(
-        self, name: str, threads: int = 1, limit: int = 0, resources: dict[str, float] | None = None
+        self,
+        name: str,
+        threads: int = 1,
+        limit: int = 0,
+        resources: dict[str, float] | None = None,
+        before: int = -1,
     ) -> int:
         """A worker has connected; its number.
 
@@ -166,7 +181,10 @@ class Scheduler:
             threads: how many tasks it runs at a time.
             limit: bytes of memory that it may use; 0: no limit.
             resources: name -> amount.
+            before: its number before it came back; -1: none. What still comes from there is of nobody.
         """
+        if before in self.workers:
+            self.worker_left(before, (), "it came back")
         self._numbers += 1
         worker = self.workers[self._numbers] = Worker(self._numbers, name, threads, limit, resources or {})
         self.placing.came(worker)
@@ -194,16 +212,17 @@ class Scheduler:
                 self._copy_lost(slot, number)
         for copies in [tasks.copies[slot] for slot in list(tasks.copies) if number in tasks.copies[slot]]:
             copies.pop(number, None)
+        for slot in [slot for slot, orders in tasks.orders.items() if number in orders]:
+            self._recall(slot, number)
         for other in self.workers.values():
-            for slot in [slot for slot, source in other.copying.items() if source == number]:
+            for slot in [slot for slot, target in other.copying.items() if target == number]:
                 del other.copying[slot]
         for key in list(self._unclaimed):
             self._unclaimed[key] = [entry for entry in self._unclaimed[key] if entry[0] != number]
         del self.workers[number]
         self._retired.discard(number)
         self.out.forget_worker(number)
-        self.placing.touched.pop(number, None)
-        self.placing.idle.pop(number, None)
+        self.placing.left(number)
         self._sweep()
 
     def _died_in(self, slot: int, worker: Worker, blamed: bool, words: str) -> None:
@@ -239,7 +258,7 @@ class Scheduler:
             events: (CLIENT or WORKER, number, message) each; what comes from peers that are not there any more is dropped.
             now: seconds, of any clock that goes forward.
         """
-        self.now = now
+        self.now = self.placing.now = now
         if self._grace is not None:
             self._grace_until = now + self._grace
             self._grace = None
@@ -247,23 +266,29 @@ class Scheduler:
             peer: Any = (self.clients if kind == CLIENT else self.workers).get(number)
             if peer is None:
                 continue
-            self._story.append((now, kind, number, message))
-            self._handlers[type(message)](peer, message)
+            self.stories.note(now, True, kind, number, message)
+            (self._of_clients if kind == CLIENT else self._of_workers)[type(message)](peer, message)
             self._sweep()
         if self._grace_until is not None and now >= self._grace_until:
             self._grace_until = None
             self._end_grace()
         if self._grace_until is None:
+            if self.placing.parked and now >= self.placing.recheck:
+                self.placing.unpark()
             self.placing.fill()
             self.placing.balance()
         for worker in list(self.workers.values()) if self._retiring else ():
             if worker.retiring:
                 self._evacuate(worker)
-        return self.out.take()
+        actions = self.out.take()
+        for kind, number, message in actions:
+            self.stories.note(now, False, kind, number, message)
+        return actions
 
     def deadline(self) -> float | None:
         """When :meth:`handle` is to be called again even if nothing happens; None: then not."""
-        return self._grace_until
+        later = [self._grace_until, self.placing.deadline(self._retiring)]
+        return min([time for time in later if time is not None], default=None)
 
     # --- clients
 
@@ -275,6 +300,8 @@ class Scheduler:
     def _submit(self, client: Client, message: Submit) -> None:
         tasks = self.tasks
         count = len(message.functions)
+        if not count == len(message.args) == len(message.deps) == len(message.wanted):
+            raise ValueError(f"the columns of a Submit from client {client.number} are not of one length")
         if not count:
             self._unpin(client, message.unpin)
             return
@@ -282,6 +309,11 @@ class Scheduler:
         if known is not None:
             self._resync(known, message)
             return
+        functions = client.functions
+        try:
+            made = [functions[n] for n in message.functions]
+        except KeyError as error:
+            raise ValueError(f"client {client.number} has not sent its function {error}, and submits it") from None
         base, high = tasks.allocate(count)
         rank = (-message.options.priority << 44) + self._ranks
         self._ranks += count
@@ -290,8 +322,6 @@ class Scheduler:
         end = base + count
         tasks.owner[base:end] = [block] * count
         tasks.args[base:end] = message.args
-        functions = client.functions
-        made = [functions[n] for n in message.functions]
         tasks.function[base:end] = made
         tasks.wanted[base:end] = message.wanted
         for function in made:
@@ -303,8 +333,9 @@ class Scheduler:
                 found = []
                 for counter in needed:
                     d = base + counter - first if counter >= first else self._slot(client, counter)
-                    if d < 0:
-                        unknown.append(slot)
+                    if d < 0 or counter - first >= slot - base:
+                        if not unknown or unknown[-1] != slot:
+                            unknown.append(slot)
                         continue
                     found.append(d)
                     link(d, slot)
@@ -313,7 +344,7 @@ class Scheduler:
         uses, wanted, state = tasks.uses, tasks.wanted, tasks.state
         outside: list[int] = []
         for slot in range(end - 1, base - 1, -1):
-            if wanted[slot]:
+            if wanted[slot] & NEEDED:
                 uses[slot] += 1
             if not uses[slot]:
                 continue
@@ -346,6 +377,8 @@ class Scheduler:
             elif state[d] == IDLE and uses[d]:
                 self._wake(d)
         for slot in unknown:
+            if state[slot] == ERRED:  # by another input, which may be tried again; this one may not
+                state[slot] = IDLE
             self._fail(slot, Lost("unknown", "it needs a task that the scheduler does not know, or has forgotten"))
         if self._unclaimed:
             self._claim(block)
@@ -372,7 +405,10 @@ class Scheduler:
                     error = Lost("unknown", "the scheduler has forgotten it")
                     self.out.erred(block.client.number, counter, counter, error)
                 continue
-            self._set_wanted(slot, wanted)
+            if (
+                wanted != PIN or tasks.wanted[slot]
+            ):  # what is needed by a later one that is here too has no use for a pin
+                self._set_wanted(slot, wanted)
             if wanted & WISH and tasks.state[slot] == DONE:
                 self._tell_done(slot)
             elif wanted & WISH and tasks.state[slot] == ERRED:
@@ -387,16 +423,18 @@ class Scheduler:
             for slot in range(
                 block.base + max(0, first - block.first), block.base + min(block.count, end - block.first)
             ):
-                if wanted[slot] > WISH:
-                    self._set_wanted(slot, wanted[slot] & WISH)
+                if wanted[slot] & PIN:
+                    self._set_wanted(slot, wanted[slot] & ~PIN)
 
     def _set_wanted(self, slot: int, wanted: int) -> None:
         """A client wants a value from now on, or not any more."""
         tasks = self.tasks
         old, tasks.wanted[slot] = tasks.wanted[slot], wanted
-        if bool(old) == bool(wanted):
+        if bool(old & NEEDED) == bool(wanted & NEEDED):
+            if not wanted:
+                self._forget(slot)
             return
-        if wanted:
+        if wanted & NEEDED:
             tasks.uses[slot] += 1
             if tasks.state[slot] == IDLE:
                 self._wake(slot)
@@ -417,8 +455,8 @@ class Scheduler:
         wanted = self.tasks.wanted
         for counter in message.counters:
             slot = self._slot(client, counter)
-            if slot >= 0 and wanted[slot] & WISH:
-                self._set_wanted(slot, wanted[slot] & ~WISH)
+            if slot >= 0 and wanted[slot] & (WISH | KEEP):
+                self._set_wanted(slot, wanted[slot] & PIN)
 
     def _want(self, client: Client, message: Want) -> None:
         tasks = self.tasks
@@ -448,7 +486,8 @@ class Scheduler:
     def _retry(self, client: Client, message: Retry) -> None:
         tasks = self.tasks
         again: dict[int, None] = {}
-        stack = []
+        stack: list[int] = []
+        asked: list[int] = []
         for counter in message.counters:
             slot = self._slot(client, counter)
             if slot < 0:
@@ -457,10 +496,12 @@ class Scheduler:
                 self._tell_done(slot)
             else:
                 self._set_wanted(slot, tasks.wanted[slot] | WISH)
-                stack.append(slot)
+                if tasks.state[slot] == ERRED:
+                    stack.append(slot)
+                    asked.append(slot)
         while stack:
             slot = stack.pop()
-            if slot < 0 or slot in again or tasks.state[slot] != ERRED:
+            if slot in again or tasks.state[slot] != ERRED or self._is_lame(slot):
                 continue
             again[slot] = None
             stack.extend(tasks.deps[slot])
@@ -471,9 +512,17 @@ class Scheduler:
         for slot in again:
             if tasks.uses[slot] and tasks.state[slot] == IDLE:
                 self._wake(slot)
+        for slot in asked:
+            if tasks.state[slot] == ERRED and slot not in again:
+                self._tell_erred(slot)
         for slot in again:
             if tasks.state[slot] == IDLE:
                 self._forget(slot)
+
+    def _is_lame(self, slot: int) -> bool:
+        """Whether a task that is ERRED lacks an input that nobody knows: there is nothing to try again."""
+        culprit, _, error = self.tasks.errors[slot]
+        return culprit == slot and isinstance(error, Lost) and error.kind == "unknown"
 
     # --- need comes and goes
 
@@ -563,6 +612,7 @@ class Scheduler:
 
     def _forget_copies(self, slot: int) -> None:
         """Workers that were told where to get a value need it no longer."""
+        self.tasks.orders.pop(slot, None)
         copies = self.tasks.copies.pop(slot, None)
         if copies:
             for number, sure in copies.items():
@@ -626,10 +676,8 @@ class Scheduler:
             return
         dead, self._dead = self._dead, []
         for block in dead:
-            entry = (block.rank, block.base, block)
-            if entry in self.placing.open:
-                self.placing.open.remove(entry)
-            block.client.blocks.remove(block)
+            self.placing.closed(block)
+            block.client.remove(block)
             self.tasks.free(block)
 
     # --- workers
@@ -657,7 +705,7 @@ class Scheduler:
     def _done(self, slot: int, worker: Worker, nbytes: int, seconds: float, result: Any) -> None:
         """SENT -> DONE."""
         tasks = self.tasks
-        has_inputs = slot not in worker.begun
+        has_inputs = slot not in worker.begun and slot not in worker.taking
         self._take_off(slot, worker)
         function = tasks.function[slot]
         if function is not None:
@@ -725,8 +773,7 @@ class Scheduler:
         for f in tasks.followers(slot):
             tasks.unplaced[f] += 1
             if state[f] == READY:
-                self.placing.left_queue(f)
-                self.placing.stuck.pop(f, None)
+                self.placing.unqueued(f)
                 state[f] = WAITING
             elif state[f] == SENT:
                 self.placing.take_back(self.workers[tasks.place[f]], f)
@@ -754,22 +801,30 @@ class Scheduler:
         if worker is not None:
             self._holds_no_more(worker, slot)
             self.out.tids(number, Drop, tasks.tid(slot))  # it may only be out of reach for somebody
+        self._recall(slot, number)
         copies = tasks.copies.get(slot, {})
         if tasks.place[slot] != number:
             copies.pop(number, None)
+            if self.placing.apart:  # somebody may have been told to get it there
+                self._ask_back(slot)
             return
         copies.pop(number, None)
         for other, sure in copies.items():
             if sure and other in self.workers:
                 tasks.place[slot] = other
                 del copies[other]
+                self.placing.copy(other, slot, other)
                 if tasks.wanted[slot] & WISH:
                     self._tell_done(slot)
                 break
         else:
             self._lost(slot)
             return
-        # those who were to get it from there
+        self._ask_back(slot)
+
+    def _ask_back(self, slot: int) -> None:
+        """Where a value is has changed: whoever was to get it, and surely has not, is to give back what needs it."""
+        tasks = self.tasks
         for f in tasks.followers(slot):
             if tasks.state[f] == SENT and tasks.place[f] not in tasks.holders(slot):
                 self.placing.take_back(self.workers[tasks.place[f]], f)
@@ -790,27 +845,42 @@ class Scheduler:
 
     def _fetched(self, worker: Worker, message: Fetched) -> None:
         tasks = self.tasks
-        for tid in message.tids:
+        for tid, order in zip(message.tids, message.orders, strict=True):
             slot = tasks.slot_of(tid)
-            if slot < 0 or tasks.state[slot] != DONE:
-                self.out.tids(worker.number, Drop, tid)
-                continue
-            copies = tasks.copies.setdefault(slot, {})
+            if tasks.orders.get(slot, {}).get(worker.number) != order:
+                continue  # stale: it was told since to drop it
+            self._recall(slot, worker.number)
+            copies = tasks.copies.get(slot, {})
             if tasks.place[slot] != worker.number and not copies.get(worker.number):
                 copies[worker.number] = True
                 self._holds(worker, slot)
+                self.placing.unpark()
+
+    def _recall(self, slot: int, number: int) -> None:
+        """An order to copy a value is carried out, or void."""
+        orders = self.tasks.orders.get(slot)
+        if orders is not None and number in orders:
+            del orders[number]
+            if not orders:
+                del self.tasks.orders[slot]
 
     def _missing(self, worker: Worker, message: Missing) -> None:
+        """A worker cannot get values where it was told to: it says itself that it lacks them, or cannot reach who has them."""
         tasks = self.tasks
+        if message.source != worker.number and message.source in self.workers:
+            self.placing.lost_each_other(worker.number, message.source)
         for tid in message.tids:
             slot = tasks.slot_of(tid)
             if slot < 0:
                 continue
-            if tasks.state[slot] == DONE and message.source in tasks.holders(slot):
-                self._copy_lost(slot, message.source)
+            if message.source == worker.number and tasks.state[slot] == DONE and worker.number in tasks.holders(slot):
+                self._copy_lost(slot, worker.number)
             for f in list(tasks.followers(slot)):
                 if tasks.state[f] == SENT and tasks.place[f] == worker.number:
                     self.placing.take_back(worker, f)
+            for other in self.workers.values() if self._retiring else ():
+                if other.copying.get(slot) == worker.number:
+                    del other.copying[slot]
 
     def _status(self, worker: Worker, message: Status) -> None:
         worker.running = set(message.running)
@@ -827,9 +897,13 @@ class Scheduler:
             self._unclaimed.setdefault((uuid, counter), []).append((worker.number, size, name))
         for uuid, counter, name in message.running:
             self._unclaimed.setdefault((uuid, counter), []).append((worker.number, -1, name))
-        for client in self.clients.values():
-            for block in client.blocks:
-                self._claim(block)
+        clients = {client.uuid: client for client in self.clients.values()}
+        announced = [(held[0], held[1]) for held in message.held] + [(ran[0], ran[1]) for ran in message.running]
+        for uuid, counter in announced:
+            client = clients.get(uuid)
+            slot = -1 if client is None else self._slot(client, counter)
+            if slot >= 0:
+                self._claim_one(slot, (uuid, counter))
         if self._grace_until is None:
             self._end_grace()
 
@@ -837,11 +911,12 @@ class Scheduler:
         """Take over what workers have announced of a submission's tasks."""
         uuid = block.client.uuid
         for counter in range(block.first, block.first + block.count):
-            entries = self._unclaimed.pop((uuid, counter), None)
-            if entries:
-                slot = block.base + counter - block.first
-                for number, size, name in sorted(entries, key=lambda entry: -entry[1]):
-                    self._adopt(slot, self.workers[number], size, name)
+            if (uuid, counter) in self._unclaimed:
+                self._claim_one(block.base + counter - block.first, (uuid, counter))
+
+    def _claim_one(self, slot: int, who: tuple[bytes, int]) -> None:
+        for number, size, name in sorted(self._unclaimed.pop(who, []), key=lambda entry: -entry[1]):
+            self._adopt(slot, self.workers[number], size, name)
 
     def _adopt(self, slot: int, worker: Worker, size: int, name: int) -> None:
         """WAITING, READY, SENT -> DONE, or WAITING, READY -> SENT: a worker has the value, or is at it."""
@@ -853,7 +928,7 @@ class Scheduler:
                 return
             self._unqueue(slot)
             grant = self.placing.adopt(slot, worker)
-            self.out.worker(worker.number, Adopted({}, {name: (tasks.tid(slot), grant)}))
+            self.out.adopted(worker.number, name, tasks.tid(slot), grant)
             return
         if kind == DONE:
             if worker.number in tasks.holders(slot):
@@ -877,13 +952,12 @@ class Scheduler:
         else:
             self.out.tids(worker.number, Drop, name)
             return
-        self.out.worker(worker.number, Adopted({name: tasks.tid(slot)}, {}))
+        self.out.adopted(worker.number, name, tasks.tid(slot))
 
     def _unqueue(self, slot: int) -> None:
         """Leave WAITING or READY. The caller sets the state."""
         if self.tasks.state[slot] == READY:
-            self.placing.left_queue(slot)
-            self.placing.stuck.pop(slot, None)
+            self.placing.unqueued(slot)
         self.placing.todo -= 1
 
     def _end_grace(self) -> None:
@@ -910,23 +984,28 @@ class Scheduler:
         """Have others fetch what only a retiring worker has; tell it when nothing is left."""
         tasks = self.tasks
         left = bool(worker.sent)
-        others = [other for other in self.workers.values() if not other.retiring]
+        loads = {other.number: other.nbytes for other in self.workers.values() if not other.retiring}
+        for slot, target in list(worker.copying.items()):
+            if target not in loads or not self._has(worker, slot):
+                del worker.copying[slot]
+            else:
+                loads[target] += tasks.nbytes[slot] + 1
         for slot in dict.fromkeys(worker.held):
             if not self._has(worker, slot):
-                worker.copying.pop(slot, None)
                 continue
-            if any(not self.workers[n].retiring for n in tasks.holders(slot)):
+            if any(n in loads for n in tasks.holders(slot)):
                 worker.copying.pop(slot, None)
                 continue
             left = True
-            if worker.copying.get(slot) in self.workers or not others:
+            if slot in worker.copying:
                 continue
-            target = min(
-                others, key=lambda other: other.nbytes + sum(n == other.number for n in worker.copying.values())
-            )
-            worker.copying[slot] = target.number
-            tasks.copies.setdefault(slot, {}).setdefault(target.number, False)
-            self.out.copy(target.number, tasks.tid(slot), worker.number)
+            near = [n for n in loads if self.placing.can_reach(n, worker.number)]
+            if not near:
+                continue
+            target = min(near, key=loads.__getitem__)
+            loads[target] += tasks.nbytes[slot] + 1
+            worker.copying[slot] = target
+            self.placing.copy(target, slot, worker.number)
         if not left and worker.number not in self._retired:
             self._retired.add(worker.number)
             self.out.worker(worker.number, Retired())

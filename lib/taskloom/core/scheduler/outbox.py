@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from taskloom.core.messages import CancelTasks, Copy, Done, Drop, Erred, Pending, TakeBack
+from taskloom.core.messages import Adopted, CancelTasks, Copy, Done, Drop, Erred, Pending, TakeBack
 
 _Tids = type[CancelTasks] | type[Drop]
 
@@ -47,13 +47,24 @@ class Outbox:
         messages[-1].tids.append(tid)
         messages[-1].grants.append(grant)
 
-    def copy(self, number: int, tid: int, source: int) -> None:
+    def copy(self, number: int, tid: int, source: int, order: int, owner: tuple[bytes, int]) -> None:
         """A worker is to fetch a value and keep it."""
         messages = self._workers.setdefault(number, [])
-        if messages and type(messages[-1]) is Copy:
-            messages[-1].sources[tid] = source
+        if not messages or type(messages[-1]) is not Copy:
+            messages.append(Copy({}, {}, {}))
+        messages[-1].sources[tid] = source
+        messages[-1].orders[tid] = order
+        messages[-1].owners[tid] = owner
+
+    def adopted(self, number: int, name: int, tid: int, grant: int = 0) -> None:
+        """What a worker calls by a number below 0 is this task: its value, or, with a grant, that it is at it."""
+        messages = self._workers.setdefault(number, [])
+        if not messages or type(messages[-1]) is not Adopted:
+            messages.append(Adopted({}, {}))
+        if grant:
+            messages[-1].running[name] = (tid, grant)
         else:
-            messages.append(Copy({tid: source}))
+            messages[-1].held[name] = tid
 
     def worker(self, number: int, message: Any) -> None:
         """Any message to a worker."""

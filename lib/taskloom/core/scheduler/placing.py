@@ -14,7 +14,7 @@ it has not begun.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from heapq import heappop, heappush
 
 from taskloom.core.messages import Functions, Run
@@ -28,6 +28,8 @@ MOST = 2000  # tasks that a worker has
 BANDWIDTH = 500e6  # bytes a second between two workers, for weighing
 AT_ONCE = 8  # workers with nothing to do that are looked after in one go
 END = 1 << 200  # behind every priority
+AGAIN = 0.1  # seconds until a worker that could not reach another one is told to again, at first
+LONGEST = 10.0  # and at last
 LATENCY = 0.002  # seconds that any transfer costs, for weighing
 
 
@@ -38,6 +40,8 @@ class Placing:
         open: (rank, base, block): submissions whose cursor is not at their end.
         late: heap of (priority << 32 | slot): READY tasks behind their cursors, for any worker.
         stuck: slots of READY tasks that no worker here may run.
+        parked: slots of READY tasks whose inputs no worker that may run them can reach just now.
+        apart: (who asks, who has) -> [until when it is not tried again, seconds]: workers that could not reach each other.
         todo: how many tasks are WAITING or READY.
         touched: workers whose share has changed.
         idle: workers that could not be given as much as they could take.
@@ -51,6 +55,9 @@ class Placing:
         self.open: list[tuple[int, int, Block]] = []
         self.late: list[int] = []
         self.stuck: dict[int, None] = {}
+        self.parked: dict[int, None] = {}
+        self.apart: dict[tuple[int, int], list[float]] = {}
+        self.now = self.recheck = 0.0
         self.todo = 0
         self.touched: dict[int, None] = {}
         self.idle: dict[int, None] = {}
@@ -60,6 +67,12 @@ class Placing:
     def opened(self, block: Block) -> None:
         """A submission has come."""
         insort(self.open, (block.rank, block.base, block), key=lambda entry: entry[:2])
+
+    def closed(self, block: Block) -> None:
+        """All tasks of a submission are forgotten."""
+        at = bisect_left(self.open, (block.rank, block.base), key=lambda entry: entry[:2])
+        if at < len(self.open) and self.open[at][2] is block:
+            del self.open[at]
 
     def ready(self, slot: int) -> None:
         """A task has become READY: see that it is found."""
@@ -90,7 +103,7 @@ class Placing:
         for worker in self.workers.values():
             if not self.may_run(worker, block):
                 continue
-            if best is None or self._backlog(worker) < self._backlog(best):
+            if best is None or (worker.paused, self._backlog(worker)) < (best.paused, self._backlog(best)):
                 best = worker
         if best is None:
             self.tasks.place[slot] = -1
@@ -112,6 +125,14 @@ class Placing:
         for slot in stuck:
             if self.tasks.state[slot] == READY:
                 self.ready(slot)
+
+    def left(self, number: int) -> None:
+        """A worker is gone."""
+        self.touched.pop(number, None)
+        self.idle.pop(number, None)
+        for pair in [pair for pair in self.apart if number in pair]:
+            del self.apart[pair]
+        self.unpark()
 
     def emptied(self, worker: Worker) -> None:
         """A worker is not to be used any more: its queue goes to others."""
@@ -223,8 +244,11 @@ class Placing:
         count = len(worker.sent)
         if worker.paused:
             # its memory is full: one task at a time, and only where nobody else could do it
-            return not count and all(other.paused or other.retiring for other in self.workers.values())
+            return not count and (bool(worker.queue) or self._all_paused())
         return count < 2 * worker.threads or (worker.load < HORIZON * 0.75 * worker.threads and count < MOST * 3 // 4)
+
+    def _all_paused(self) -> bool:
+        return all(worker.paused or worker.retiring for worker in self.workers.values())
 
     def choose(self, worker: Worker) -> list[int]:
         """The next tasks for a worker; they count as SENT."""
@@ -235,11 +259,18 @@ class Placing:
         count = len(worker.sent)
         least, most = 2 * threads, (1 if worker.paused else MOST)
         fair = max(1, self.todo // (2 * len(self.workers)))
+        own = worker.paused and not self._all_paused()
+        apart = bool(self.apart)
         chosen: list[int] = []
         while count < most and (room > 0 or count < least):
-            slot = self._next(worker)
+            slot = self._next(worker, own)
             if slot < 0:
                 break
+            if apart:
+                if not self._reaches(worker, slot):
+                    self._elsewhere(slot)
+                    continue
+                self.parked.pop(slot, None)
             function = functions[slot]
             cost = 0.0 if function is None else function.seconds
             if (
@@ -275,14 +306,14 @@ class Placing:
                 state[f] = READY
                 self.ready(f)
 
-    def _next(self, worker: Worker) -> int:
-        """The next task for a worker; -1: there is none."""
+    def _next(self, worker: Worker, own: bool) -> int:
+        """The next task for a worker; -1: there is none. ``own``: of those that nobody else is to run."""
         queue, late, tasks = worker.queue, self.late, self.tasks
         while True:
-            ahead = self.open[0] if self.open else None
+            ahead = self.open[0] if self.open and not own else None
             at = END if ahead is None else (ahead[0] + ahead[2].cursor) << 32
             queued = queue[0] if queue else END
-            passed = late[0] if late else END
+            passed = late[0] if late and not own else END
             if queued < passed and queued < at:
                 heappop(queue)
                 if not self._is_queued(worker, queued):
@@ -316,6 +347,12 @@ class Placing:
         if worker is not None:
             worker.waiting_load = max(0.0, worker.waiting_load - self._cost(slot)) if worker.queue else 0.0
         self.tasks.place[slot] = -1
+
+    def unqueued(self, slot: int) -> None:
+        """A task is not READY any more."""
+        self.left_queue(slot)
+        self.stuck.pop(slot, None)
+        self.parked.pop(slot, None)
 
     def unblock(self, worker: Worker) -> None:
         """Resources of a worker are free again."""
@@ -378,6 +415,8 @@ class Placing:
                     if copies is None:
                         copies = tasks.copies[d] = {}
                     if not copies.get(number):
+                        if self.apart and not self.can_reach(number, place):
+                            place = next(n for n in tasks.holders(d) if self.can_reach(number, n))
                         sources[tid] = place
                         copies.setdefault(number, False)
             deps.append(names)
@@ -451,8 +490,96 @@ class Placing:
             slot = entry & SLOT
             if not self._is_queued(busy, entry) or tasks.undone[slot] or not self.may_run(idle, tasks.owner[slot]):
                 continue
+            if self.apart and not self._reaches(idle, slot):
+                continue
             self._queue(idle, slot)
             moved = True
             if idle.waiting_load > HORIZON * idle.threads / 2:
                 break
         return moved
+
+    # --- who cannot reach whom
+
+    def lost_each_other(self, asker: int, giver: int) -> None:
+        """A worker could not get a value from another one: for some time it is not told to again, each time longer."""
+        entry = self.apart.setdefault((asker, giver), [0.0, AGAIN / 2])
+        if entry[0] > self.now:
+            return
+        entry[1] = min(entry[1] * 2, LONGEST) if self.now < entry[0] + 4 * entry[1] or not entry[0] else AGAIN
+        entry[0] = self.now + entry[1]
+
+    def can_reach(self, asker: int, giver: int) -> bool:
+        """Whether a worker may be told to get values from another one now."""
+        entry = self.apart.get((asker, giver))
+        return entry is None or entry[0] <= self.now
+
+    def _reaches(self, worker: Worker, slot: int) -> bool:
+        """Whether a worker can get the inputs of a task."""
+        tasks, number = self.tasks, worker.number
+        for d in tasks.deps[slot]:
+            place = tasks.place[d]
+            if place == number or tasks.copies.get(d, {}).get(number) or self.can_reach(number, place):
+                continue
+            if tasks.state[d] != DONE or not any(self.can_reach(number, n) for n in tasks.holders(d)):
+                return False
+        return True
+
+    def _elsewhere(self, slot: int) -> None:
+        """A task whose inputs the worker that it was for cannot reach goes where they are, or waits."""
+        tasks = self.tasks
+        block = tasks.owner[slot]
+        for number in dict.fromkeys([n for d in tasks.deps[slot] for n in (tasks.place[d], *tasks.copies.get(d, ()))]):
+            worker = self.workers.get(number)
+            if worker is not None and self.may_run(worker, block) and self._reaches(worker, slot):
+                self._queue(worker, slot)
+                return
+        for worker in self.workers.values():
+            if self.may_run(worker, block) and self._reaches(worker, slot):
+                self._queue(worker, slot)
+                return
+        self.parked[slot] = None
+        self.recheck = min([until for until, _ in self.apart.values() if until > self.now], default=self.now)
+        self._relay(slot)
+
+    def _relay(self, slot: int) -> None:
+        """Have a worker that reaches an input fetch it from which one that may run the task can get it."""
+        tasks = self.tasks
+        block = tasks.owner[slot]
+        able = [worker for worker in self.workers.values() if self.may_run(worker, block)]
+        for d in tasks.deps[slot]:
+            if tasks.state[d] != DONE:
+                continue
+            for between in self.workers.values():
+                copies = tasks.copies.get(d, {})
+                if between.number == tasks.place[d] or between.number in copies or between.retiring:
+                    continue
+                source = next((n for n in tasks.holders(d) if self.can_reach(between.number, n)), -1)
+                if source >= 0 and any(self.can_reach(worker.number, between.number) for worker in able):
+                    self.copy(between.number, d, source)
+                    break
+
+    def copy(self, number: int, slot: int, source: int) -> None:
+        """Have a worker fetch a value that is DONE from another one, and keep it."""
+        tasks = self.tasks
+        block = tasks.owner[slot]
+        self.grant += 1
+        if tasks.place[slot] != number:
+            tasks.copies.setdefault(slot, {}).setdefault(number, False)
+        tasks.orders.setdefault(slot, {})[number] = self.grant
+        self.out.copy(number, tasks.tid(slot), source, self.grant, (block.client.uuid, tasks.counter(slot)))
+
+    def unpark(self) -> None:
+        """Something has changed: those that wait because of who cannot reach whom are looked at again."""
+        parked, self.parked = self.parked, {}
+        for slot in parked:
+            block = self.tasks.owner[slot]
+            if block.allowed is not None or block.resources:
+                self._constrained(slot, block)
+            else:
+                heappush(self.late, self.tasks.priority(slot) << 32 | slot)
+
+    def deadline(self, anyway: bool) -> float | None:
+        """When workers that could not reach each other may try again, if somebody waits for it; None: nobody does."""
+        if not self.apart or not (anyway or self.parked):
+            return None
+        return min([until for until, _ in self.apart.values() if until > self.now], default=None)

@@ -19,6 +19,7 @@ or SENT. So a value is let go when ``uses`` falls to nothing, and a task that is
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -36,6 +37,7 @@ __all__ = [
     "Block",
     "Client",
     "Function",
+    "Holes",
     "Tasks",
     "Worker",
 ]
@@ -154,6 +156,66 @@ class Client:
         block = blocks[low - 1]
         return block if counter < block.first + block.count else None
 
+    def remove(self, block: Block) -> None:
+        """A block has no live tasks any more."""
+        del self.blocks[bisect_left(self.blocks, block.first, key=lambda other: other.first)]
+
+
+class Holes:
+    """Runs of free slots, by their sizes; those side by side are one. Nothing here takes longer with more of them."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[int, int] = {}  # base -> size
+        self._ends: dict[int, int] = {}  # end -> base
+        self._bins: list[dict[int, None]] = [{} for _ in range(33)]  # of sizes with so many bits: bases
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self._sizes.items())
+
+    def add(self, base: int, size: int) -> tuple[int, int]:
+        """A run is free; it, with what is beside it."""
+        before = self._ends.get(base)
+        if before is not None:
+            size += self.remove(before)
+            base = before
+        if base + size in self._sizes:
+            size += self.remove(base + size)
+        self._sizes[base] = size
+        self._ends[base + size] = base
+        self._bins[size.bit_length()][base] = None
+        return base, size
+
+    def remove(self, base: int) -> int:
+        """A run is not free any more; its size."""
+        size = self._sizes.pop(base)
+        del self._ends[base + size]
+        del self._bins[size.bit_length()][base]
+        return size
+
+    def take(self, count: int) -> int:
+        """The base of so many slots that were free; -1: there are not so many side by side, or none was found at once."""
+        for base in self._bins[count.bit_length()]:
+            if self._sizes[base] < count:
+                break  # the first one tells: to look at all of them would take longer with more of them
+            return self._cut(base, count)
+        for bases in self._bins[count.bit_length() + 1 :]:
+            for base in bases:
+                return self._cut(base, count)
+        return -1
+
+    def _cut(self, base: int, count: int) -> int:
+        size = self.remove(base)
+        if size > count:
+            self.add(base + count, size - count)
+        return base
+
+    def clear(self) -> None:
+        """Nothing is free any more."""
+        self.__init__()  # type: ignore[misc]
+
 
 class Worker:
     """A worker.
@@ -244,6 +306,7 @@ class Tasks:
         place: number of the worker that has or runs it, or in whose queue it is; -1: none.
         nbytes: the size of its value.
         copies: slot -> numbers of the workers beside ``place`` that have, or will have, a copy: worker -> whether it surely has.
+        orders: slot -> {worker that was told to fetch and keep a copy: the number of the order}.
         errors: slot -> (slot of the culprit or -1, its counter, error).
         tries: slot -> [retries left, deaths left], for those that have used some.
     """
@@ -263,10 +326,11 @@ class Tasks:
         self.place: list[int] = []
         self.nbytes: list[int] = []
         self.copies: dict[int, dict[int, bool]] = {}
+        self.orders: dict[int, dict[int, int]] = {}
         self.errors: dict[int, tuple[int, int, Any]] = {}
         self.tries: dict[int, list[int]] = {}
         self.live = 0
-        self._holes: list[tuple[int, int]] = []  # (base, count) of slots that are free again
+        self.holes = Holes()  # slots that are free again
         self._generation = 0
         self._none: Any = None
 
@@ -275,18 +339,14 @@ class Tasks:
         self._generation += 1
         high = self._generation << 32
         self.live += count
-        for n, (base, size) in enumerate(self._holes):
-            if size >= count:
-                if size == count:
-                    del self._holes[n]
-                else:
-                    self._holes[n] = (base + count, size - count)
-                end = base + count
-                for column, value in self._columns():
-                    column[base:end] = [value] * count
-                self.state[base:end] = bytes([IDLE]) * count
-                self.wanted[base:end] = bytes(count)
-                return base, high
+        base = self.holes.take(count) if self.holes else -1
+        if base >= 0:
+            end = base + count
+            for column, value in self._columns():
+                column[base:end] = [value] * count
+            self.state[base:end] = bytes([IDLE]) * count
+            self.wanted[base:end] = bytes(count)
+            return base, high
         base = len(self.state)
         for column, value in self._columns():
             column.extend([value] * count)
@@ -314,24 +374,15 @@ class Tasks:
                 column.clear()
             self.state.clear()
             self.wanted.clear()
-            self._holes.clear()
+            self.holes.clear()
             return
-        holes = sorted([*self._holes, (block.base, block.count)])
-        merged = [holes[0]]
-        for base, count in holes[1:]:
-            last, size = merged[-1]
-            if last + size == base:
-                merged[-1] = (last, size + count)
-            else:
-                merged.append((base, count))
-        base, count = merged[-1]
+        base, count = self.holes.add(block.base, block.count)
         if base + count == len(self.state):  # what is free at the end is given back
-            merged.pop()
+            self.holes.remove(base)
             for column, _ in self._columns():
                 del column[base:]
             del self.state[base:]
             del self.wanted[base:]
-        self._holes = merged
 
     def tid(self, slot: int) -> int:
         """Who the task in a slot is."""
