@@ -121,23 +121,24 @@ def disk(folder: str) -> None:
         store = Store(policy=MemoryPolicy(1000, spill=None, pause=None, terminate=None), folder=folder)
         arrays = [np.random.default_rng(n).random(size // 8) for n in range(count)]
         total = size * count
-        start = perf_counter()
+        plain = os.path.join(folder, "plain")
+        written = alone = 0.0
+        # by turns: how fast the system takes bytes depends on how many it has taken just before
         for n, array in enumerate(arrays):
+            start = perf_counter()
             store.put(n, array)
-        store.settle(600)
-        written = perf_counter() - start
+            store.settle(600)
+            between = perf_counter()
+            with open(f"{plain}{n}", "wb") as file:
+                file.write(array.data)
+            alone += perf_counter() - between
+            written += between - start
         assert store.counts().on_disk == count
         start = perf_counter()
         for n in range(count):
             float(store.get(n).sum())
         read = perf_counter() - start
         store.close()
-        plain = os.path.join(folder, "plain")
-        start = perf_counter()
-        for n, array in enumerate(arrays):
-            with open(f"{plain}{n}", "wb") as file:
-                file.write(array.data)
-        alone = perf_counter() - start
         for n in range(count):
             os.unlink(f"{plain}{n}")
         print(
