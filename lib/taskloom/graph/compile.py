@@ -288,7 +288,8 @@ _TYPES = frozenset({str, bytes, int, float, tuple})
 
 def _number_outputs(keys: Any, numbers: _Numbers) -> Any:
     """Give the wanted keys the first ids; their shape, with ids instead of keys."""
-    add = numbers.add
+    ids, tasks = numbers.ids, numbers.tasks
+    known, find, add_name, add_task = ids.get, numbers.graph.get, numbers.names.append, tasks.append
     top: list[Any] = []
     stack: list[tuple[Any, list[Any]]] = [(iter((keys,)), top)]
     key = keys
@@ -301,9 +302,20 @@ def _number_outputs(keys: Any, numbers: _Numbers) -> Any:
                     shape.append(inner)
                     stack.append((iter(key), inner))
                     break
-                i = add(key)
+                i = known(key)
                 if i is None:
-                    raise _missing(key, numbers.graph)
+                    cls = type(key)
+                    if cls is str or (cls is tuple and key and not callable(key[0])):  # as add() does, without the call
+                        task = find(key, _ABSENT)
+                        if task is _ABSENT:
+                            raise _missing(key, numbers.graph)
+                        i = ids[key] = len(tasks)
+                        add_name(key)
+                        add_task(task)
+                    else:
+                        i = numbers.add(key)
+                        if i is None:
+                            raise _missing(key, numbers.graph)
                 shape.append(i)
             else:
                 stack.pop()
