@@ -121,4 +121,3 @@ class LocalCluster:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
