@@ -6,8 +6,8 @@ every value has to be what plain evaluation says, also where a client fetches it
 reason; every run of a task beyond its first one too; and nothing may be left anywhere.
 
 >>> cluster = SimulatedCluster(7).run()
->>> cluster.log[0].split(" ", 1)[1][:17]
-'client 2 submits '
+>>> any("submits" in line for line in cluster.log)
+True
 """
 
 from __future__ import annotations
