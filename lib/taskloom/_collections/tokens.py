@@ -334,7 +334,8 @@ def _numpy_parts(tokens: _Tokens, value: Any) -> Iterable[bytes] | None:
         if not value.size or not value.dtype.itemsize:
             return head
         # as plain bytes: dates have no buffer of their own
-        return [*head, np.ascontiguousarray(value).reshape(-1).view(np.uint8).data]  # type: ignore[list-item]
+        data: Any = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+        return [*head, data]
     if isinstance(value, np.generic):
         if value.dtype.hasobject:
             return None
