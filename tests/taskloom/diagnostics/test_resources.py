@@ -36,11 +36,12 @@ def test_memory_and_cpu_of_this_process():
     base = psutil.Process().memory_info().rss
     with ResourceProfiler(dt=0.02) as resources:
         before = perf_counter()
-        hold(64, 0.2)
+        while len(resources.results) < 4:  # on a busy machine the thread that takes them has to wait for its turn
+            hold(64, 0.2)
         after = perf_counter()
     assert samplers() == []
     found = resources.results
-    assert len(found) >= 4
+    assert len(found) > 4
     assert all(isinstance(sample, Resources) for sample in found)
     assert [sample.time for sample in found] == sorted(sample.time for sample in found)
     assert found[0].cpu == 0
