@@ -369,7 +369,7 @@ class Status(NamedTuple):
 
 
 class Announce(NamedTuple):
-    """The first that a worker says when it comes back, to this scheduler or to the one after it: what it has.
+    """The first that a worker says when it comes, or comes back, to this scheduler or to the one after it: what it has.
 
     Attributes:
         held: values: client UUID, counter, size, and a number below 0 by which the worker calls it for now.

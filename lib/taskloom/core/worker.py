@@ -354,7 +354,7 @@ class WorkerMachine:
         self._failures.clear()  # of what is not announced nobody will ask
         held = [(*self.owners[name], size, name) for name, size in self.data.items()]
         running = [(*task.owner, name) for name, task in self.tasks.items()]
-        return [Say(None, Announce(held, running))] if held or running else []
+        return [Say(None, Announce(held, running))]
 
     def _adopted(self, message: Adopted) -> None:
         names = {name: tid for name, tid in message.held.items() if name in self.data}

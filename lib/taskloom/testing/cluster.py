@@ -57,6 +57,8 @@ HARMLESS = (
     "scheduler dies",
     "scheduler dies twice",
     "scheduler is deaf",
+    "worker retires",
+    "all workers but one retire",
     "worker pauses",
     "memory is full",
     "worker slows",
@@ -127,6 +129,7 @@ class SimulatedCluster:
         self.quiet = False
         self.incarnation = 1
         self.reasons = 0  # to run any task again
+        self.grace_ends = 0.0
         self.transitions: set[tuple[int, int]] = set()  # of tasks, by all schedulers
         self.scheduler = SimulatedScheduler(self, 1)
         self.workers: dict[int, SimulatedWorker] = {}
@@ -175,6 +178,17 @@ class SimulatedCluster:
     def began(self, worker: SimulatedWorker, action: Start) -> None:
         """A worker has begun a task."""
         owner = worker.machine.running[action.grant, action.tid].owner
+        client = next(client for client in self.clients if client.machine.uuid == owner[0])
+        options, name = client.options[owner[1]], f"client {client.number}, task {owner[1]}"
+        assert not options.workers or worker.name in options.workers, (
+            f"{name} runs on {worker.name}, not {options.workers}"
+        )
+        taken: dict[str, float] = {}
+        for task in worker.machine.running.values():
+            for resource, amount in task.resources:
+                taken[resource] = taken.get(resource, 0.0) + amount
+        for resource, amount in taken.items():
+            assert amount <= worker.resources.get(resource, 0.0), f"{name}: {worker.name} has not so much {resource}"
         self.ran[owner] = self.ran.get(owner, 0) + 1
 
     # --- what goes wrong
@@ -187,12 +201,12 @@ class SimulatedCluster:
         """Whether one process cannot reach another one."""
         return (asker, giver) in self.cut
 
-    def kill(self, worker: SimulatedWorker) -> None:
-        """A worker process dies at once; another one may come."""
+    def kill(self, worker: SimulatedWorker, leaves: bool = False) -> None:
+        """A worker process dies at once; another one may come. ``leaves``: it was told that it may go."""
         if not worker.alive:
             return
         worker.alive = False
-        self.reasons += 1
+        self.reasons += not leaves
         running = [tid for (grant, tid) in worker.machine.running if (grant, tid) not in worker.machine.stopping]
         self.note(f"worker {worker.number} {worker.name} dies, running {running}")
         for task in worker.machine.running.values():
@@ -234,7 +248,10 @@ class SimulatedCluster:
     def trouble(self) -> None:
         """Something goes wrong."""
         what = self.draw.choices(list(self.troubles), list(self.troubles.values()))[0]
-        if what not in HARMLESS:
+        late = (
+            "client" in what or what == "scheduler is deaf"
+        )  # somebody may come back too late for a scheduler's grace
+        if what not in HARMLESS or (late and self.clock.now < self.grace_ends):
             self.reasons += 1
         getattr(self, "_" + what.replace(" ", "_"))()
 
@@ -246,6 +263,7 @@ class SimulatedCluster:
         for link in old.links.values():
             link.open = False
         self.incarnation += 1
+        self.grace_ends = self.clock.now + GRACE
         self.scheduler = SimulatedScheduler(self, self.incarnation, GRACE)
         for worker in list(self.workers.values()):
             self.clock.at(self.delay(), partial(worker.lose_scheduler, worker.up))
@@ -383,14 +401,17 @@ class SimulatedCluster:
             client.gone = True
             client.lose_scheduler(client.up)
 
-    def _wishes(self) -> tuple[SimulatedClient, list[int]] | None:
-        for client in self._someone():
-            wishes = sorted(client.machine.wishes)
-            return client, self.draw.sample(wishes, min(len(wishes), self.draw.randint(1, 4)))
-        return None
+    def _wishes(self, most: int = 4) -> tuple[SimulatedClient, list[int]] | None:
+        """A client, which may be away, and some of what it wants."""
+        here = [client for client in self.clients if not client.gone]
+        if not here:
+            return None
+        client = self.draw.choice(here)
+        wishes = sorted(client.machine.wishes)
+        return client, self.draw.sample(wishes, min(len(wishes), self.draw.randint(1, most)))
 
     def _releases(self) -> None:
-        for client, some in filter(None, [self._wishes()]):
+        for client, some in filter(None, [self._wishes(self.draw.choice((4, 1000)))]):
             some = [counter for counter in some if counter not in client.holding]
             self.note(f"client {client.number} releases {some}")
             client.release(some)

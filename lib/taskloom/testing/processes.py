@@ -167,7 +167,14 @@ class SimulatedWorker:
         """Let the machine take events in, and do what it says."""
         if not self.alive:
             return
-        self.do(self.machine.handle(events, self.cluster.clock.now))
+        machine = self.machine
+        self.do(machine.handle(events, self.cluster.clock.now))
+        # Whatever pauses or waits: something runs where something can.
+        if machine.tasks and not machine.running:
+            for task in machine.tasks.values():
+                assert task.missing or any(d not in machine.data for d in task.deps), (
+                    f"worker {self.number} runs nothing and could run {task.tid}"
+                )
 
     def do(self, actions: list[Any]) -> None:
         """Do what the machine says."""
@@ -199,7 +206,7 @@ class SimulatedWorker:
                     peering.refuse()
             elif kind is Leave:
                 self.cluster.note(f"worker {self.number} leaves")
-                self.cluster.kill(self)
+                self.cluster.kill(self, leaves=True)
             elif action.peer is None:
                 if self.up is not None:
                     self.up.send(action.message)
@@ -265,6 +272,7 @@ class SimulatedClient:
     Attributes:
         expected: by counter: ("value", x) or ("error", culprits).
         calls: by counter: function, arguments, counters of the inputs.
+        options: by counter: what else was said of it.
         since: by counter: how many reasons to run things again there had been when it was submitted.
         fetched: counter -> what it was last told of the value that it has fetched from a worker since.
     """
@@ -281,6 +289,7 @@ class SimulatedClient:
         self.cancelled: set[int] = set()
         self.calls: list[tuple[Any, Any, list[int]]] = []
         self.since: list[int] = []
+        self.options: list[Options] = []
         self.retries: list[int] = []
         self.fetched: dict[int, tuple[int, int]] = {}
         self.peers: dict[int, Peering] = {}
@@ -428,6 +437,7 @@ class SimulatedClient:
             self.calls.append((functions[k][1], args[k], deps[k]))
             self.expected.append(self._expected(first + k))
             self.since.append(cluster.reasons)
+            self.options.append(options)
             self.retries.append(options.retries if functions[k][0][0] == "raise" else 0)
         cluster.note(f"client {self.number} submits {first}..{first + count - 1} {shape} {options}")
         # in one block or in several, at once or one after the other, as a large graph comes

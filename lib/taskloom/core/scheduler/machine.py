@@ -850,6 +850,10 @@ class Scheduler:
             if tasks.orders.get(slot, {}).get(worker.number) != order:
                 continue  # stale: it was told since to drop it
             self._recall(slot, worker.number)
+            for other in self.workers.values() if self._retiring else ():
+                if other.copying.get(slot) == worker.number:
+                    del other.copying[slot]
+                    other.moved.add(slot)
             copies = tasks.copies.get(slot, {})
             if tasks.place[slot] != worker.number and not copies.get(worker.number):
                 copies[worker.number] = True
@@ -893,6 +897,7 @@ class Scheduler:
     # --- who comes back
 
     def _announced(self, worker: Worker, message: Announce) -> None:
+        worker.announced = True
         for uuid, counter, size, name in message.held:
             self._unclaimed.setdefault((uuid, counter), []).append((worker.number, size, name))
         for uuid, counter, name in message.running:
@@ -983,7 +988,8 @@ class Scheduler:
     def _evacuate(self, worker: Worker) -> None:
         """Have others fetch what only a retiring worker has; tell it when nothing is left."""
         tasks = self.tasks
-        left = bool(worker.sent)
+        # what it holds is known once it has said so, and once it was seen what of that anybody wants
+        left = bool(worker.sent) or not worker.announced or self._grace_until is not None
         loads = {other.number: other.nbytes for other in self.workers.values() if not other.retiring}
         for slot, target in list(worker.copying.items()):
             if target not in loads or not self._has(worker, slot):
@@ -992,20 +998,22 @@ class Scheduler:
                 loads[target] += tasks.nbytes[slot] + 1
         for slot in dict.fromkeys(worker.held):
             if not self._has(worker, slot):
+                worker.moved.discard(slot)
                 continue
-            if any(n in loads for n in tasks.holders(slot)):
-                worker.copying.pop(slot, None)
+            # a copy that was fetched for a task is not announced after a scheduler's death; one that was ordered is
+            there = [n for n in tasks.holders(slot) if n in loads]
+            if there and slot in worker.moved:
                 continue
             left = True
             if slot in worker.copying:
                 continue
-            near = [n for n in loads if self.placing.can_reach(n, worker.number)]
+            near = there or [n for n in loads if self.placing.can_reach(n, worker.number)]
             if not near:
                 continue
             target = min(near, key=loads.__getitem__)
             loads[target] += tasks.nbytes[slot] + 1
             worker.copying[slot] = target
-            self.placing.copy(target, slot, worker.number)
+            self.placing.copy(target, slot, target if there else worker.number)
         if not left and worker.number not in self._retired:
             self._retired.add(worker.number)
             self.out.worker(worker.number, Retired())

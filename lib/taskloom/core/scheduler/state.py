@@ -234,10 +234,13 @@ class Worker:
             ``blocked``: those of them that wait for its resources.
         taking: slots that it has been asked to give back; ``begun``: those of them that it had begun.
         functions: numbers of the functions that it has.
-        retiring: it is to go, once its values are elsewhere; ``copying``: those on their way, slot -> worker.
+        announced: it has said what it came with.
+        retiring: it is to go, once its values are elsewhere; ``copying``: those on their way, slot -> worker;
+            ``moved``: those that others have, to keep.
     """
 
     __slots__ = (
+        "announced",
         "begun",
         "blocked",
         "copying",
@@ -247,6 +250,7 @@ class Worker:
         "holds",
         "limit",
         "load",
+        "moved",
         "name",
         "nbytes",
         "number",
@@ -280,9 +284,11 @@ class Worker:
         self.begun: set[int] = set()
         self.functions: set[int] = set()
         self.running: set[int] = set()
+        self.announced = False
         self.paused = False
         self.retiring = False
         self.copying: dict[int, int] = {}
+        self.moved: set[int] = set()
 
     def __repr__(self) -> str:
         return f"Worker({self.number} {self.name!r})"

@@ -1,0 +1,286 @@
+"""Rules of the machines, broken on purpose: whether the simulation would notice.
+
+Each of :data:`MUTATIONS` breaks one rule in all machines of the process while it is in force. A rule whose breaking no seed
+finds is one that nobody guards.
+
+>>> find(BY_NAME["a release is forgotten"])[0] < 100
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from taskloom.core.client import ClientMachine
+from taskloom.core.messages import PIN, Adopted, Fetched
+from taskloom.core.scheduler.machine import Scheduler
+from taskloom.core.scheduler.placing import Placing
+from taskloom.core.scheduler.state import DONE, SENT, SLOT
+from taskloom.core.worker import WorkerMachine
+from taskloom.testing.cluster import QUICK, Profile, SimulatedCluster, SimulationError
+
+__all__ = ["BY_NAME", "MUTATIONS", "Mutation", "find"]
+
+
+class Mutation(NamedTuple):
+    """A rule that is broken.
+
+    Attributes:
+        name: what is done wrong.
+        owner: the class that it is done in.
+        method: which of its methods is another one; ``make`` makes that of the right one.
+    """
+
+    name: str
+    owner: type
+    method: str
+    make: Callable[[Callable[..., Any]], Callable[..., Any]]
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Break the rule for a while."""
+        with replaced(self.owner, self.method, self.make):
+            yield
+
+
+@contextmanager
+def replaced(owner: type, method: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Have a class do something else for a while."""
+    right = owner.__dict__[method]
+    setattr(owner, method, staticmethod(make(right.__func__)) if isinstance(right, staticmethod) else make(right))
+    try:
+        yield
+    finally:
+        setattr(owner, method, right)
+
+
+def find(mutation: Mutation, seeds: range = range(1000), profile: Profile = QUICK) -> tuple[int, str]:
+    """The first seed that notices that a rule is broken, and what it says; -1 and nothing where none does."""
+    with mutation.in_force():
+        for seed in seeds:
+            try:
+                SimulatedCluster(seed, profile=profile).run()
+            except SimulationError as error:
+                return seed, str(error).split("\n", 1)[0].split(": ", 1)[1]
+    return -1, ""
+
+
+# --- how each is done wrong
+
+
+def _nothing(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, *args: None
+
+
+def _empty(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, *args: []
+
+
+def _always(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: True
+
+
+def _without(owner: type, method: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The same, but another method does nothing in the meantime."""
+
+    def make(right: Callable[..., Any]) -> Callable[..., Any]:
+        def wrong(self: Any, *args: Any) -> Any:
+            with replaced(owner, method, _nothing):
+                return right(self, *args)
+
+        return wrong
+
+    return make
+
+
+def _grant_twice(right: Callable[..., Any]) -> Callable[..., Any]:
+    def send(self: Placing, *args: Any) -> None:
+        right(self, *args)
+        self.grant -= 1
+
+    return send
+
+
+def _accept_stale(right: Callable[..., Any]) -> Callable[..., Any]:
+    def report(self: Scheduler, worker: Any, message: Any) -> None:
+        tasks = self.tasks
+        for tid in message.tids:
+            slot = tid & SLOT
+            if slot < len(tasks.state) and tasks.state[slot] == SENT:
+                right(self, worker, _part(message, tid)._replace(grant=tasks.grant[slot]))
+        right(self, worker, message)
+
+    return report
+
+
+def _part(message: Any, tid: int) -> Any:
+    """What a Report says of one task that is done."""
+    n = message.tids.index(tid)
+    columns = {name: getattr(message, name)[n : n + 1] for name in ("tids", "sizes", "seconds", "results")}
+    return message._replace(**columns, failed=(), errors=())
+
+
+def _accept_stale_copies(right: Callable[..., Any]) -> Callable[..., Any]:
+    def fetched(self: Scheduler, worker: Any, message: Fetched) -> None:
+        tasks = self.tasks
+        for tid in message.tids:
+            slot = tasks.slot_of(tid)
+            if slot >= 0 and tasks.state[slot] == DONE and tasks.place[slot] != worker.number:
+                if worker.number not in tasks.orders.get(slot, {}):
+                    self.placing.copy(worker.number, slot, tasks.place[slot])
+                right(self, worker, Fetched([tid], [tasks.orders[slot][worker.number]]))
+
+    return fetched
+
+
+def _surely(right: Callable[..., Any]) -> Callable[..., Any]:
+    def send(self: Placing, worker: Any, slots: list[int]) -> None:
+        right(self, worker, slots)
+        for slot in slots:
+            for d in self.tasks.deps[slot]:
+                copies = self.tasks.copies.get(d, {})
+                if self.tasks.state[d] == DONE and copies.get(worker.number) is False:
+                    copies[worker.number] = True
+                    worker.held.append(d)
+                    worker.holds += 1
+                    worker.nbytes += self.tasks.nbytes[d]
+
+    return send
+
+
+def _keep_waiters(right: Callable[..., Any]) -> Callable[..., Any]:
+    def remove(self: WorkerMachine, task: Any) -> None:
+        waiters = {tid: list(waiting) for tid, waiting in self.waiters.items()}
+        right(self, task)
+        self.waiters = waiters
+
+    return remove
+
+
+def _silent_unask(right: Callable[..., Any]) -> Callable[..., Any]:
+    def unask(self: WorkerMachine, tid: int) -> None:
+        self.asked.pop(tid, None)
+
+    return unask
+
+
+def _no_grace(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, incarnation=0, grace=0.0: right(self, incarnation, 0.0)
+
+
+def _no_pins(right: Callable[..., Any]) -> Callable[..., Any]:
+    def submit(self: ClientMachine, functions: Any, args: Any, deps: Any, wanted: bytes, *more: Any) -> Any:
+        return right(self, functions, args, deps, bytes(flag & ~PIN for flag in wanted), *more)
+
+    return submit
+
+
+def _no_pins_again(right: Callable[..., Any]) -> Callable[..., Any]:
+    def connected(self: ClientMachine) -> Any:
+        pinned, self._pinned = self._pinned, {}
+        messages = right(self)
+        self._pinned = pinned
+        return messages
+
+    return connected
+
+
+def _keep_resources(right: Callable[..., Any]) -> Callable[..., Any]:
+    def take_off(self: Scheduler, slot: int, worker: Any) -> None:
+        free = dict(worker.free)
+        right(self, slot, worker)
+        worker.free = free
+
+    return take_off
+
+
+def _blame(all_of_them: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def make(right: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self, slot, worker, blamed, words: right(self, slot, worker, all_of_them, words)
+
+    return make
+
+
+def _retired_at_once(right: Callable[..., Any]) -> Callable[..., Any]:
+    def evacuate(self: Scheduler, worker: Any) -> None:
+        held, worker.held = worker.held, []
+        right(self, worker)
+        worker.held = held
+
+    return evacuate
+
+
+def _same_number(right: Callable[..., Any]) -> Callable[..., Any]:
+    def came(self: Scheduler, uuid: bytes) -> int:
+        known = [client.number for client in self.clients.values() if client.uuid == uuid]
+        return known[0] if known else right(self, uuid)
+
+    return came
+
+
+def _no_askers(right: Callable[..., Any]) -> Callable[..., Any]:
+    def arrived(self: WorkerMachine, tid: int, *more: Any) -> None:
+        self.askers.pop(tid, None)
+        right(self, tid, *more)
+
+    return arrived
+
+
+def _keep_askers(right: Callable[..., Any]) -> Callable[..., Any]:
+    def disconnected(self: WorkerMachine) -> Any:
+        askers = {tid: list(found) for tid, found in self.askers.items()}
+        actions = right(self)
+        self.askers.update(askers)
+        return actions
+
+    return disconnected
+
+
+def _no_running(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, message: right(self, Adopted(message.held, {}))
+
+
+def _sleep_when_paused(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self: None if self.paused else right(self)
+
+
+MUTATIONS = (
+    Mutation("a release is forgotten", Scheduler, "_release", _nothing),
+    Mutation("a grant is given twice", Placing, "send", _grant_twice),
+    Mutation("stale reports count", Scheduler, "_report", _accept_stale),
+    Mutation("stale copies count", Scheduler, "_fetched", _accept_stale_copies),
+    Mutation("no taking back when an input is lost", Scheduler, "_unplaced", _without(Placing, "take_back")),
+    Mutation("who cannot get an input is left alone", Scheduler, "_missing", _nothing),
+    Mutation("nobody is told that he is not asked any more", WorkerMachine, "_unask", _silent_unask),
+    Mutation("copies on their way count as there", Placing, "send", _surely),
+    Mutation("waiters are not cleared", WorkerMachine, "_remove", _keep_waiters),
+    Mutation("who asked before the value was there gets none", WorkerMachine, "_arrived", _no_askers),
+    Mutation(
+        "a dead worker's values stay where they were", Scheduler, "worker_left", _without(Scheduler, "_copy_lost")
+    ),
+    Mutation("a dead worker's tasks are not sent again", Scheduler, "_died_in", _nothing),
+    Mutation("all that a dead worker was sent is blamed", Scheduler, "_died_in", _blame(True)),
+    Mutation("nobody is blamed for a worker's death", Scheduler, "_died_in", _blame(False)),
+    Mutation("no grace after a restart", Scheduler, "__init__", _no_grace),
+    Mutation("a worker that comes back says nothing", WorkerMachine, "connected", _empty),
+    Mutation("what nobody claims is kept", Scheduler, "_end_grace", _nothing),
+    Mutation("what runs is not adopted by the worker", WorkerMachine, "_adopted", _no_running),
+    Mutation("nothing is pinned", ClientMachine, "submit", _no_pins),
+    Mutation("a client that comes back pins nothing", ClientMachine, "connected", _no_pins_again),
+    Mutation("pins never end", Scheduler, "_unpin", _nothing),
+    Mutation("what a client has dropped while it was away is kept", Scheduler, "_back", _nothing),
+    Mutation("an old connection speaks for a client that came back", Scheduler, "client_came", _same_number),
+    Mutation("askers outlive their scheduler", WorkerMachine, "disconnected", _keep_askers),
+    Mutation("workers keep what is dropped", WorkerMachine, "_drop", _nothing),
+    Mutation("workers go on with what is cancelled", WorkerMachine, "_cancel", _nothing),
+    Mutation("an error does not spread", Scheduler, "_spread", _nothing),
+    Mutation("resources are not given back", Scheduler, "_take_off", _keep_resources),
+    Mutation("restrictions to workers do not count", Placing, "may_run", _always),
+    Mutation("a worker that is to go goes with its values", Scheduler, "_evacuate", _retired_at_once),
+    Mutation("a worker that is paused runs nothing", WorkerMachine, "_begin", _sleep_when_paused),
+    Mutation("slots are not given back", Scheduler, "_sweep", _nothing),
+)
+
+BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}
