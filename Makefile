@@ -6,9 +6,13 @@ PYTHONS := python3 python3.13 python3.12 python3.11 python
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+#   SEEDS, START, PROFILE=long, HARMLESS=1, MUTATIONS=1   of make simulate, see docs/reliability.md
+SEEDS ?= 10000
+START ?= 0
+PROFILE ?= quick
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs clean check-python
+.PHONY: help demo test simulate lint bench docs clean check-python
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +22,14 @@ demo: $(VENV)/.array ## a real computation on all three local schedulers
 
 test: $(VENV)/.test ## the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+simulate: $(VENV)/.test ## many simulated clusters in which everything goes wrong; SEEDS=10000
+ifdef MUTATIONS
+	@$(BIN)/python -m taskloom.testing.simulate --mutations --write docs/reliability.md $(ARGS)
+else
+	@$(BIN)/python -m taskloom.testing.simulate --seeds $(SEEDS) --start $(START) --profile $(PROFILE) \
+	  $(if $(HARMLESS),--harmless) $(ARGS)
+endif
 
 lint: $(VENV)/.lint ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

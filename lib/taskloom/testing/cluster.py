@@ -21,6 +21,7 @@ from taskloom.core.client import PENDING, READY
 from taskloom.core.messages import Lost
 from taskloom.core.scheduler.checks import validate
 from taskloom.core.scheduler.machine import WORKER
+from taskloom.core.scheduler.state import DONE
 from taskloom.core.worker import Start
 from taskloom.testing.network import Clock, Link, Peering
 from taskloom.testing.processes import SimulatedClient, SimulatedScheduler, SimulatedWorker
@@ -140,12 +141,8 @@ class SimulatedCluster:
         self.log: list[str] = []
         self.tasks = draw.randint(*profile.tasks) if tasks is None else tasks
         self.validate_every = validate_every or 1 + self.tasks // 20
-        for n in range(draw.randint(*profile.workers) if workers is None else workers):
-            self.new_worker(n)
-        for n in range(draw.randint(*profile.clients) if clients is None else clients):
-            client = SimulatedClient(self, f"c{n}", bytes([n]) * 16)
-            self.clients.append(client)
-            client.join()
+        self._workers = draw.randint(*profile.workers) if workers is None else workers
+        self._clients = draw.randint(*profile.clients) if clients is None else clients
 
     # --- what is drawn
 
@@ -445,6 +442,12 @@ class SimulatedCluster:
 
     def _run(self) -> None:
         draw, seconds = self.draw, self.profile.seconds
+        for n in range(self._workers):
+            self.new_worker(n)
+        for n in range(self._clients):
+            client = SimulatedClient(self, f"c{n}", bytes([n]) * 16)
+            self.clients.append(client)
+            client.join()
         left = self.tasks
         while left > 0:
             client = draw.choice(self.clients)
@@ -462,6 +465,7 @@ class SimulatedCluster:
                 worker.pause(False)
         self._drain()
         validate(self.scheduler.machine)
+        self._check_places()
         here = [client for client in self.clients if not client.gone]
         for client in here:
             for counter in client.machine.wishes:
@@ -484,6 +488,42 @@ class SimulatedCluster:
         raise AssertionError("it goes on for ever")
 
     # --- what must have come out
+
+    def check(self) -> None:
+        """What must hold at every moment: the scheduler's invariants, and that workers have what it thinks they surely have.
+
+        Raises:
+            AssertionError: says what does not.
+        """
+        machine = self.scheduler.machine
+        validate(machine)
+        tasks = machine.tasks
+        for number, worker in self.workers.items():
+            if not worker.alive or worker.up is None or not worker.up.open or number not in machine.workers:
+                continue
+            data = worker.machine.data
+            renamed = {worker.machine.owners[tid] for tid in data if tid < 0} if data and min(data) < 0 else ()
+            for slot in machine.workers[number].held:
+                if slot < len(tasks.state) and tasks.state[slot] == DONE and tasks.tid(slot) not in data:
+                    if number in tasks.holders(slot):
+                        owner = tasks.owner[slot].client.uuid, tasks.counter(slot)
+                        assert owner in renamed, f"slot {slot}, {tasks.tid(slot)}, is not on worker {number}"
+
+    def _check_places(self) -> None:
+        """Workers have what the scheduler thinks that they surely have, and nothing that it does not know of."""
+        tasks = self.scheduler.machine.tasks
+        known: dict[int, set[int]] = {number: set() for number in self.workers}
+        for slot in range(len(tasks.state)):
+            if tasks.state[slot] == DONE:
+                for number in tasks.holders(slot):
+                    worker, name = self.workers[number], f"slot {slot}, {tasks.tid(slot)},"
+                    assert tasks.tid(slot) in worker.machine.data, f"{name} is not on worker {number}"
+                    assert tasks.tid(slot) in worker.values, f"{name} is on worker {number} in name only"
+            for number in {tasks.place[slot], *tasks.copies.get(slot, ())} & known.keys():
+                known[number].add(tasks.tid(slot))
+        for worker in self._alive():
+            lost = worker.machine.data.keys() - known[worker.number]
+            assert not lost, f"worker {worker.number} has {lost}, of which the scheduler does not know"
 
     def _check(self, client: SimulatedClient) -> None:
         for counter, wish in client.machine.wishes.items():

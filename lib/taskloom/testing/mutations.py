@@ -19,7 +19,7 @@ from taskloom.core.scheduler.machine import Scheduler
 from taskloom.core.scheduler.placing import Placing
 from taskloom.core.scheduler.state import DONE, SENT, SLOT
 from taskloom.core.worker import WorkerMachine
-from taskloom.testing.cluster import QUICK, Profile, SimulatedCluster, SimulationError
+from taskloom.testing.cluster import QUICK, TROUBLES, Profile, SimulatedCluster, SimulationError
 
 __all__ = ["BY_NAME", "MUTATIONS", "Mutation", "find"]
 
@@ -31,12 +31,14 @@ class Mutation(NamedTuple):
         name: what is done wrong.
         owner: the class that it is done in.
         method: which of its methods is another one; ``make`` makes that of the right one.
+        troubles: what goes wrong in the clusters that are to notice; where it takes a rare meeting, only what leads to it.
     """
 
     name: str
     owner: type
     method: str
     make: Callable[[Callable[..., Any]], Callable[..., Any]]
+    troubles: tuple[str, ...] = tuple(TROUBLES)
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
@@ -61,7 +63,7 @@ def find(mutation: Mutation, seeds: range = range(1000), profile: Profile = QUIC
     with mutation.in_force():
         for seed in seeds:
             try:
-                SimulatedCluster(seed, profile=profile).run()
+                SimulatedCluster(seed, profile=profile, troubles=mutation.troubles).run()
             except SimulationError as error:
                 return seed, str(error).split("\n", 1)[0].split(": ", 1)[1]
     return -1, ""
@@ -124,13 +126,14 @@ def _part(message: Any, tid: int) -> Any:
 
 def _accept_stale_copies(right: Callable[..., Any]) -> Callable[..., Any]:
     def fetched(self: Scheduler, worker: Any, message: Fetched) -> None:
+        right(self, worker, message)
         tasks = self.tasks
-        for tid in message.tids:
-            slot = tasks.slot_of(tid)
-            if slot >= 0 and tasks.state[slot] == DONE and tasks.place[slot] != worker.number:
-                if worker.number not in tasks.orders.get(slot, {}):
-                    self.placing.copy(worker.number, slot, tasks.place[slot])
-                right(self, worker, Fetched([tid], [tasks.orders[slot][worker.number]]))
+        for slot in map(tasks.slot_of, message.tids):
+            if slot >= 0 and tasks.state[slot] == DONE and worker.number not in tasks.holders(slot):
+                tasks.copies.setdefault(slot, {})[worker.number] = True
+                worker.held.append(slot)
+                worker.holds += 1
+                worker.nbytes += tasks.nbytes[slot]
 
     return fetched
 
@@ -246,11 +249,19 @@ def _sleep_when_paused(right: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self: None if self.paused else right(self)
 
 
+_MOVING = (
+    "worker retires",
+    "all workers but one retire",
+    "worker loses scheduler",
+    "worker comes back twice",
+    "scheduler is deaf",
+)
+
 MUTATIONS = (
     Mutation("a release is forgotten", Scheduler, "_release", _nothing),
     Mutation("a grant is given twice", Placing, "send", _grant_twice),
-    Mutation("stale reports count", Scheduler, "_report", _accept_stale),
-    Mutation("stale copies count", Scheduler, "_fetched", _accept_stale_copies),
+    Mutation("stale reports count", Scheduler, "_report", _accept_stale, ("cancels", "retries", "scheduler is deaf")),
+    Mutation("stale copies count", Scheduler, "_fetched", _accept_stale_copies, _MOVING),
     Mutation("no taking back when an input is lost", Scheduler, "_unplaced", _without(Placing, "take_back")),
     Mutation("who cannot get an input is left alone", Scheduler, "_missing", _nothing),
     Mutation("nobody is told that he is not asked any more", WorkerMachine, "_unask", _silent_unask),

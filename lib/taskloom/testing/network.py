@@ -82,6 +82,9 @@ class Peering:
         self.back = Link(cluster, lambda values: asker.take(self.number, *values))
         giver.incoming[self] = None
 
+    def __repr__(self) -> str:
+        return f"<{self.asker.name} asks {self.giver.name}>"
+
     def fail(self) -> None:
         """It breaks: what is under way may be lost, and each end hears of it in its own time."""
         cluster, draw = self.cluster, self.cluster.draw

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskloom.core.client import FAILED, READY, ClientMachine
 from taskloom.core.messages import PIN, WISH, Ask, Done, Functions, Options, Pending, Status, Unask
-from taskloom.core.scheduler.checks import CheckedScheduler, validate
+from taskloom.core.scheduler.checks import CheckedScheduler
 from taskloom.core.scheduler.machine import CLIENT, WORKER
 from taskloom.core.worker import (
     ClosePeers,
@@ -63,7 +63,7 @@ class SimulatedScheduler:
         actions = self.machine.handle(inbox, self.cluster.clock.now)
         self.cluster.steps += 1
         if self.cluster.steps % self.cluster.validate_every == 0:
-            validate(self.machine)
+            self.cluster.check()
         for action in actions:
             link = self.links.get(action.number)
             if link is not None:
