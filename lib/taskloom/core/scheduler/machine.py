@@ -581,15 +581,16 @@ class Scheduler:
                         stack.append(d)
             self._forget(slot)
 
-    def _stop(self, slot: int) -> None:
-        """Leave WAITING, READY or SENT: the worker that has it stops it. The caller sets the state."""
+    def _stop(self, slot: int, ended: bool = False) -> None:
+        """Leave WAITING, READY or SENT: the worker that has it stops it, unless it has ended. The caller sets the state."""
         tasks = self.tasks
         kind = tasks.state[slot]
         if kind == SENT:
             worker = self.workers[tasks.place[slot]]
-            self.out.tids(worker.number, CancelTasks, tasks.tid(slot))
+            if not ended:
+                self.out.tids(worker.number, CancelTasks, tasks.tid(slot))
             self._take_off(slot, worker)
-            self._unplaced(slot)
+            self._unplaced(slot, False)  # whoever needs it is stopped too
         else:
             self._unqueue(slot)
         self._forget_copies(slot)
@@ -700,7 +701,7 @@ class Scheduler:
                 if tries[0] >= 0:
                     self._unsend(slot, worker)
                 else:
-                    self._fail(slot, error)
+                    self._fail(slot, error, ended=True)
 
     def _done(self, slot: int, worker: Worker, nbytes: int, seconds: float, result: Any) -> None:
         """SENT -> DONE."""
@@ -766,7 +767,7 @@ class Scheduler:
             tasks.state[slot] = READY
             self.placing.ready(slot)
 
-    def _unplaced(self, slot: int) -> None:
+    def _unplaced(self, slot: int, ask_back: bool = True) -> None:
         """A value is not on its way any more: what is made of it waits again, or is asked back from where it was sent."""
         tasks = self.tasks
         state = tasks.state
@@ -775,7 +776,7 @@ class Scheduler:
             if state[f] == READY:
                 self.placing.unqueued(f)
                 state[f] = WAITING
-            elif state[f] == SENT:
+            elif state[f] == SENT and ask_back:
                 self.placing.take_back(self.workers[tasks.place[f]], f)
 
     def _lost(self, slot: int) -> None:
@@ -1020,16 +1021,20 @@ class Scheduler:
 
     # --- failing
 
-    def _fail(self, slot: int, error: Any) -> None:
-        """WAITING, READY, SENT, IDLE -> ERRED, by an error of its own; so do those that need it."""
-        self._set_erred(slot, (slot, self.tasks.counter(slot), error))
+    def _fail(self, slot: int, error: Any, ended: bool = False) -> None:
+        """WAITING, READY, SENT, IDLE -> ERRED, by an error of its own; so do those that need it.
+
+        Args:
+            ended: its worker has said so itself.
+        """
+        self._set_erred(slot, (slot, self.tasks.counter(slot), error), ended)
         self._spread(slot)
 
-    def _set_erred(self, slot: int, error: tuple[int, int, Any]) -> None:
+    def _set_erred(self, slot: int, error: tuple[int, int, Any], ended: bool = False) -> None:
         tasks = self.tasks
         active = tasks.state[slot] in _ACTIVE
         if active:
-            self._stop(slot)
+            self._stop(slot, ended)
         tasks.state[slot] = ERRED
         tasks.errors[slot] = error
         if tasks.wanted[slot] & WISH:
