@@ -11,7 +11,7 @@ before the task itself has arrived here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
@@ -277,6 +277,9 @@ class WorkerMachine:
         self.asked: dict[int, tuple[int, int]] = {}
         self.waiters: dict[int, list[int]] = {}
         self.askers: dict[int, list[tuple[Any, int]]] = {}
+        self._kept: set[tuple[int, int]] = (
+            set()
+        )  # of those handed over, which were asked back: one may not have begun yet
         self._serial = 0
         self._failures: dict[int, Any] = {}  # of tasks that raised while there was no scheduler
         self._names = 0  # below 0: what values are called while there is no scheduler
@@ -316,8 +319,19 @@ class WorkerMachine:
 
     # --- the scheduler comes and goes
 
-    def disconnected(self) -> list[Any]:
-        """The scheduler is not there: what to do. Tasks that were not begun are forgotten, the others go on."""
+    def disconnected(self, withdrawn: Iterable[tuple[int, int]] = ()) -> list[Any]:
+        """The scheduler is not there: what to do. Tasks that were not begun are forgotten, the others go on.
+
+        Args:
+            withdrawn: (grant, tid) of tasks that were handed over and that no thread had begun. The shell takes them back
+                from its threads before: by the names of their functions and inputs others may be meant soon.
+        """
+        for key in withdrawn:
+            task = self.running.pop(key)
+            for name, amount in task.resources:
+                self.free[name] += amount
+            self.stopping.discard(key)
+            task.running = False
         for task in list(self.tasks.values()):
             if not task.running:
                 self._remove(task)
@@ -326,6 +340,7 @@ class WorkerMachine:
         self.asked.clear()
         self.askers.clear()
         self._failures.clear()
+        self._kept.clear()
         self._actions.append(ClosePeers())
         names: dict[int, int] = {}
         for tid in list(self.data):
@@ -437,6 +452,8 @@ class WorkerMachine:
             if task is None or task.running or task.grant != grant:
                 answer.kept.append(tid)  # type: ignore[attr-defined]
                 answer.kept_grants.append(grant)  # type: ignore[attr-defined]
+                if task is not None and task.running:
+                    self._kept.add(task.key)
             else:
                 self._remove(task)
                 answer.tids.append(tid)  # type: ignore[attr-defined]
@@ -548,6 +565,8 @@ class WorkerMachine:
         if task.resources:
             for name, amount in task.resources:
                 self.free[name] += amount
+        if self._kept:
+            self._kept.discard((grant, tid))
         if self.stopping and (grant, tid) in self.stopping:
             self.stopping.discard((grant, tid))
             return None
@@ -574,7 +593,7 @@ class WorkerMachine:
         report.sizes.append(self.data[tid])  # type: ignore[attr-defined]
         report.seconds.append(seconds)  # type: ignore[attr-defined]
         report.results.append(result)  # type: ignore[attr-defined]
-        if tid in self.waiters or tid in self.askers:
+        if tid in self.waiters or tid in self.askers or self.copying:
             self._arrived(tid, True)
 
     def _raised(self, event: Raised) -> None:
@@ -593,15 +612,21 @@ class WorkerMachine:
         task = self.running.pop((event.grant, event.tid))
         for name, amount in task.resources:
             self.free[name] += amount
+        kept = task.key in self._kept
+        self._kept.discard(task.key)
         if task.key in self.stopping:
             self.stopping.discard(task.key)
             return
         if task.tid < 0:  # there is no scheduler that would send what it lacks
             del self.tasks[task.tid]
             return
-        # it waits again; the scheduler, which hears of the failure, will take it from here
+        # It waits again; the scheduler, which hears of the failure, will take it from here, or has wanted it back already.
         task.running = False
         self._not_handed(task.tid)
+        if kept:
+            self._remove(task)
+            self._actions.append(Say(None, GaveBack([task.tid], [task.grant], [], [])))
+            return
         task.unhanded = sum(d not in self.data and not self._is_handed(d) for d in task.deps)
         if not task.unhanded:
             heappush(self._ready, (task.priority, task.tid, task.grant))

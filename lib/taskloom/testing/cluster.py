@@ -181,7 +181,8 @@ class SimulatedCluster:
             f"{name} runs on {worker.name}, not {options.workers}"
         )
         taken: dict[str, float] = {}
-        for task in worker.machine.running.values():
+        for key in worker.executing:
+            task = worker.machine.running[key]
             for resource, amount in task.resources:
                 taken[resource] = taken.get(resource, 0.0) + amount
         for resource, amount in taken.items():
@@ -204,9 +205,9 @@ class SimulatedCluster:
             return
         worker.alive = False
         self.reasons += not leaves
-        running = [tid for (grant, tid) in worker.machine.running if (grant, tid) not in worker.machine.stopping]
+        running = [worker.machine.running[key].tid for key in worker.executing if key not in worker.machine.stopping]
         self.note(f"worker {worker.number} {worker.name} dies, running {running}")
-        for task in worker.machine.running.values():
+        for task in [worker.machine.running[key] for key in worker.executing]:
             self.crashes[task.owner] = self.crashes.get(task.owner, 0) + 1
         if worker.up is not None:
             up = worker.up
@@ -603,6 +604,7 @@ class SimulatedCluster:
                 "askers": inner.askers,
                 "copying": inner.copying,
                 "failures": inner._failures,
+                "kept": inner._kept,
             }
             for what, content in left.items():
                 assert not content, f"worker {worker.number} keeps {what}: {content}"

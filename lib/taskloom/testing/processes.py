@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from taskloom.core.worker import (
     Send,
     Start,
     Stop,
+    Unready,
     WorkerMachine,
 )
 from taskloom.testing.network import Link, Peering
@@ -98,11 +100,13 @@ class SimulatedWorker:
         self.speed = cluster.draw.choice((1.0, 1.0, 1.0, 0.3, 5.0))
         self.slow = 1.0  # for some time, so many times slower
         self.alive = True
-        self.machine = WorkerMachine(threads, resources)
+        self.machine = WorkerMachine(threads, resources, cluster.draw.choice((0.0, 0.0, 0.002, 0.05)))
         self.values: dict[int, Any] = {}
         self.results: dict[tuple[int, int], Any] = {}
         self.functions: dict[int, Any] = {}
         self.stopped: set[tuple[int, int]] = set()
+        self.queue: deque[Start] = deque()  # handed over
+        self.executing: dict[tuple[int, int], None] = {}  # what threads are at
         self.up: Link | None = None
         self.down: Link | None = None
         self.peers: dict[int, Peering] = {}
@@ -144,7 +148,10 @@ class SimulatedWorker:
         up.open = looks_alive
         self.down.open = False
         self.up = self.down = None
-        self.do(self.machine.disconnected())
+        withdrawn = [(action.grant, action.tid) for action in self.queue]
+        self.queue.clear()
+        self.stopped.difference_update(withdrawn)
+        self.do(self.machine.disconnected(withdrawn))
         cluster.clock.at(cluster.draw.choice((0.001, 0.05, 0.3)), self.join)
         late = 1.0 if looks_alive else cluster.delay() * cluster.draw.choice((1, 10))
         cluster.clock.at(late, lambda: scheduler.lost(WORKER, number))
@@ -169,6 +176,7 @@ class SimulatedWorker:
             return
         machine = self.machine
         self.do(machine.handle(events, self.cluster.clock.now))
+        self._next()
         # Whatever pauses or waits: something runs where something can.
         if machine.tasks and not machine.running:
             for task in machine.tasks.values():
@@ -181,7 +189,7 @@ class SimulatedWorker:
         for action in actions:
             kind = type(action)
             if kind is Start:
-                self._start(action)
+                self.queue.append(action)
             elif kind is Stop:
                 self.stopped.add((action.grant, action.tid))
             elif kind is Keep:
@@ -213,33 +221,47 @@ class SimulatedWorker:
             else:
                 self._ask(action.peer, action.message)
 
-    def _start(self, action: Start) -> None:
-        cluster = self.cluster
+    def _next(self) -> None:
+        """Let a thread that has nothing to do begin what was handed over."""
+        while self.alive and self.queue and len(self.executing) < self.threads:
+            action = self.queue.popleft()
+            key = action.grant, action.tid
+            if key in self.stopped:
+                self.stopped.discard(key)
+                self.handle([Raised(*key, "stopped")])
+            elif all(d in self.values for d in action.deps):
+                self._begin(action, [self.values[d] for d in action.deps])
+            else:
+                self.handle([Unready(*key)])
+
+    def _begin(self, action: Start, inputs: list[Any]) -> None:
+        cluster, key = self.cluster, (action.grant, action.tid)
         function = self.functions[action.function]
-        inputs = [self.values[d] for d in action.deps]
+        self.executing[key] = None
         cluster.began(self, action)
         seconds = cluster.duration(function) * self.speed * self.slow
 
         def end() -> None:
             if not self.alive:
                 return
-            cancelled = (action.grant, action.tid) in self.stopped
-            self.stopped.discard((action.grant, action.tid))
-            if cancelled and cluster.draw.random() < 0.7:
-                self.handle([Raised(action.grant, action.tid, "stopped")])
-                return
-            if function[0] == "kill":
+            cancelled = key in self.stopped
+            self.stopped.discard(key)
+            if not cancelled and function[0] == "kill":
                 cluster.kill(self)
+                return
+            del self.executing[key]
+            if cancelled and cluster.draw.random() < 0.7:
+                self.handle([Raised(*key, "stopped")])
                 return
             try:
                 value = cluster.evaluate(function, action.args, inputs)
             except ArithmeticError as error:
-                self.handle([Raised(action.grant, action.tid, str(error))])
+                self.handle([Raised(*key, str(error))])
                 return
-            self.results[action.grant, action.tid] = value
+            self.results[key] = value
             size = cluster.draw.choice((8, 1000, 10**6))
             result = value if action.wanted and size < 10**6 else None
-            self.handle([Ended(action.grant, action.tid, size, seconds, result)])
+            self.handle([Ended(*key, size, seconds, result)])
 
         cluster.clock.at(seconds, end)
 

@@ -601,8 +601,10 @@ class Scheduler:
         worker.load -= worker.sent.pop(slot)
         if not worker.sent:
             worker.load = 0.0
-        worker.taking.discard(slot)
-        worker.begun.discard(slot)
+        if worker.taking or worker.begun:
+            worker.taking.discard(slot)
+            worker.begun.discard(slot)
+            self.placing.thieves.pop(slot, None)
         if tasks.owner[slot].resources:
             for name, amount in tasks.owner[slot].resources:
                 worker.free[name] += amount
@@ -759,13 +761,14 @@ class Scheduler:
     def _unsend(self, slot: int, worker: Worker) -> None:
         """SENT -> READY or WAITING: it did not run there."""
         tasks = self.tasks
+        thief = self.placing.thieves.get(slot, -1)
         self._take_off(slot, worker)
         self.placing.todo += 1
         tasks.state[slot] = WAITING
         self._unplaced(slot)
         if not tasks.unplaced[slot]:
             tasks.state[slot] = READY
-            self.placing.ready(slot)
+            self.placing.ready(slot, thief)
 
     def _unplaced(self, slot: int, ask_back: bool = True) -> None:
         """A value is not on its way any more: what is made of it waits again, or is asked back from where it was sent."""
@@ -842,6 +845,7 @@ class Scheduler:
             if slot < size and grants[slot] == grant:
                 worker.taking.discard(slot)
                 worker.begun.add(slot)
+                self.placing.thieves.pop(slot, None)
         self.placing.touched[worker.number] = None
 
     def _fetched(self, worker: Worker, message: Fetched) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from heapq import heappop, heappush
+from itertools import islice
 
 from taskloom.core.messages import Functions, Run
 from taskloom.core.scheduler.outbox import Outbox
@@ -42,6 +43,7 @@ class Placing:
         stuck: slots of READY tasks that no worker here may run.
         parked: slots of READY tasks whose inputs no worker that may run them can reach just now.
         apart: (who asks, who has) -> [until when it is not tried again, seconds]: workers that could not reach each other.
+        thieves: slot of a task that is asked back -> the worker with nothing to do that it is asked back for.
         todo: how many tasks are WAITING or READY.
         touched: workers whose share has changed.
         idle: workers that could not be given as much as they could take.
@@ -56,6 +58,7 @@ class Placing:
         self.late: list[int] = []
         self.stuck: dict[int, None] = {}
         self.parked: dict[int, None] = {}
+        self.thieves: dict[int, int] = {}
         self.apart: dict[tuple[int, int], list[float]] = {}
         self.now = self.recheck = 0.0
         self.todo = 0
@@ -74,11 +77,14 @@ class Placing:
         if at < len(self.open) and self.open[at][2] is block:
             del self.open[at]
 
-    def ready(self, slot: int) -> None:
-        """A task has become READY: see that it is found."""
+    def ready(self, slot: int, thief: int = -1) -> None:
+        """A task has become READY: see that it is found. ``thief``: number of the worker that is to get it, if it still can."""
         tasks = self.tasks
         block = tasks.owner[slot]
-        if block.allowed is not None or block.resources:
+        robber = self.workers.get(thief)
+        if robber is not None and not robber.paused and self.is_hungry(robber) and self.may_run(robber, block):
+            self._queue(robber, slot)
+        elif block.allowed is not None or block.resources:
             self._constrained(slot, block)
         elif slot - block.base < block.cursor:
             best = self._where(slot)
@@ -207,6 +213,16 @@ class Placing:
             return True
         moving = LATENCY + sum(self._bytes(d) for d in self.tasks.deps[slot]) / BANDWIDTH
         return self._backlog(best) > self._backlog(here) + max(moving, HORIZON)
+
+    def _is_worth_moving(self, slot: int, busy: Worker, idle: Worker) -> bool:
+        """Whether a task begins sooner where there is nothing to do, its inputs having moved there, than where it is."""
+        tasks = self.tasks
+        away = sum(
+            self._bytes(d)
+            for d in tasks.deps[slot]
+            if tasks.place[d] != idle.number and not tasks.copies.get(d, {}).get(idle.number)
+        )
+        return LATENCY + away / BANDWIDTH < max(self._backlog(busy), HORIZON) or not self._fits(busy, slot)
 
     # --- sending
 
@@ -453,25 +469,49 @@ class Placing:
         """Have busy workers give up tasks that those with nothing to do could begin."""
         if not self.idle:
             return
-        for number in list(self.idle)[:AT_ONCE]:
+        queued, busy = self._busiest()
+        if queued is None and busy is None:
+            return
+        for number in list(islice(self.idle, AT_ONCE)):
             idle = self.workers.get(number)
             if idle is None or idle.sent or idle.queue or not self.is_hungry(idle):
                 continue
-            if self._steal_queued(idle):
+            if queued is not None and queued is not idle and self._steal_queued(queued, idle):
+                queued, busy = self._busiest()
                 continue
-            busy: Worker | None = None
-            for worker in self.workers.values():
-                if len(worker.sent) > worker.threads and not worker.taking:
-                    if busy is None or worker.load > busy.load:
-                        busy = worker
-            if busy is None:
-                return
-            undone, owner = self.tasks.undone, self.tasks.owner
-            spare = list(busy.sent)[busy.threads :]
-            for slot in spare[len(spare) // 2 :]:
-                if not undone[slot] and self.may_run(idle, owner[slot]):
-                    self.take_back(busy, slot)
+            self.idle[number] = self.idle.pop(number)  # others first, the next time
+            if busy is not None:
+                self._steal_sent(busy, idle)
+                queued, busy = self._busiest()
         self.fill()
+
+    def _busiest(self) -> tuple[Worker | None, Worker | None]:
+        """Who has the most READY tasks waiting for it, and who of those that could give some back has been sent the most."""
+        queued: Worker | None = None
+        busy: Worker | None = None
+        most = 0
+        for worker in self.workers.values():
+            if worker.queue or worker.blocked:
+                count = len(worker.queue) + len(worker.blocked)
+                if count > most:
+                    queued, most = worker, count
+            if len(worker.sent) > worker.threads and not worker.taking and (busy is None or worker.load > busy.load):
+                busy = worker
+        return queued, busy
+
+    def _steal_sent(self, busy: Worker, idle: Worker) -> None:
+        """Have a worker give back, for one that has nothing, half of what it can begin and may not have begun."""
+        tasks = self.tasks
+        undone, owner, deps = tasks.undone, tasks.owner, tasks.deps
+        spare = list(busy.sent)[busy.threads :]
+        checked: Block | None = None  # that it may run
+        for slot in spare[len(spare) // 2 :]:
+            if undone[slot] or (owner[slot] is not checked and not self.may_run(idle, owner[slot])):
+                continue
+            checked = owner[slot]
+            if not deps[slot] or self._is_worth_moving(slot, busy, idle):
+                self.thieves[slot] = idle.number
+                self.take_back(busy, slot)
 
     def take_back(self, worker: Worker, slot: int) -> None:
         """Ask a worker to give back a task if it has not begun it."""
@@ -479,16 +519,15 @@ class Placing:
             worker.taking.add(slot)
             self.out.take_back(worker.number, self.tasks.tid(slot), self.tasks.grant[slot])
 
-    def _steal_queued(self, idle: Worker) -> bool:
-        """Give a worker that has nothing READY tasks from the queue of the one with the most."""
+    def _steal_queued(self, busy: Worker, idle: Worker) -> bool:
+        """Give a worker that has nothing READY tasks that wait for another one."""
         tasks = self.tasks
-        busy = max(self.workers.values(), key=lambda worker: len(worker.queue), default=None)
-        if busy is None or busy is idle or not busy.queue:
-            return False
         moved = False
-        for entry in busy.queue[:64]:
+        for entry in [*busy.queue[:64], *busy.blocked[:64]]:
             slot = entry & SLOT
             if not self._is_queued(busy, entry) or tasks.undone[slot] or not self.may_run(idle, tasks.owner[slot]):
+                continue
+            if not self._fits(idle, slot) or not self._is_worth_moving(slot, busy, idle):
                 continue
             if self.apart and not self._reaches(idle, slot):
                 continue

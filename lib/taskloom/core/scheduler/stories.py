@@ -9,49 +9,69 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from taskloom.core.messages import Submit
+from taskloom.core.messages import (
+    Cancel,
+    CancelTasks,
+    Copy,
+    Done,
+    Drop,
+    Erred,
+    Fetched,
+    GaveBack,
+    Missing,
+    Pending,
+    Release,
+    Report,
+    Retry,
+    Run,
+    Status,
+    Submit,
+    TakeBack,
+    Want,
+)
 
 __all__ = ["Stories"]
 
 MOST = 100_000  # numbers of tasks that are kept
-_NAMES = {
-    "Report": ("tids", "failed"),
-    "GaveBack": ("tids", "kept"),
-    "Status": ("running",),
-    "Copy": ("sources",),
+# what of a message are numbers of tasks
+_COLUMNS: dict[type, tuple[str, ...]] = {
+    **dict.fromkeys((TakeBack, CancelTasks, Drop, Run, Fetched, Missing), ("tids",)),
+    **dict.fromkeys((Release, Want, Cancel, Retry, Done, Erred, Pending), ("counters",)),
+    Report: ("tids", "failed"),
+    GaveBack: ("tids", "kept"),
+    Status: ("running",),
+    Copy: ("sources",),
 }
-_COMMON = ("counters", "tids")
 
 
 class Stories:
     """The last messages."""
 
     def __init__(self) -> None:
-        # (time, whether it came from the peer, "client" or "worker", its number, kind, tids or counters)
-        self._events: deque[tuple[float, bool, str, int, str, tuple[Any, ...]]] = deque()
+        # (time, whether it came from the peer, "client" or "worker", its number, kind, tids or counters, weight)
+        self._events: deque[tuple[float, bool, str, int, str, tuple[Any, ...], int]] = deque()
         self._weight = 0
 
     def note(self, now: float, came: bool, kind: str, number: int, message: Any) -> None:
         """A message has come, or goes."""
-        name = type(message).__name__
-        if type(message) is Submit:
-            about: tuple[Any, ...] = (range(message.first, message.first + len(message.functions)),)
-            weight = 1
+        kind_of_message = type(message)
+        about: tuple[Any, ...]
+        weight = 1
+        if kind_of_message is Submit:
+            about = (range(message.first, message.first + len(message.functions)),)
         else:
-            about = tuple(
-                [getattr(message, column) for column in _NAMES.get(name, _COMMON) if hasattr(message, column)]
-            )
-            weight = 1 + sum(map(len, about))
-        self._events.append((now, came, kind, number, name, about))
+            about = tuple([getattr(message, column) for column in _COLUMNS.get(kind_of_message, ())])
+            for numbers in about:
+                weight += len(numbers)
+        self._events.append((now, came, kind, number, kind_of_message.__name__, about, weight))
         self._weight += weight
         while self._weight > MOST:
-            old = self._events.popleft()
-            self._weight -= 1 if old[4] == "Submit" else 1 + sum(map(len, old[5]))
+            self._weight -= self._events.popleft()[-1]
 
     def tell(self, tid: int, client: int, counter: int) -> list[str]:
         """What is remembered of a task, oldest first, one line each."""
         lines = []
-        for now, came, kind, number, name, about in self._events:
+        for now, came, kind, number, name, about, _ in self._events:
             who = tid if kind == "worker" else counter if number == client else None
             if who is not None and any(who in numbers for numbers in about):
                 lines.append(f"{now:.6f} {'from' if came else 'to'} {kind} {number}: {name}")
