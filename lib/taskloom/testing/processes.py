@@ -107,6 +107,7 @@ class SimulatedWorker:
         self.stopped: set[tuple[int, int]] = set()
         self.queue: deque[Start] = deque()  # handed over
         self.executing: dict[tuple[int, int], None] = {}  # what threads are at
+        self.joined: SimulatedScheduler | None = None
         self.up: Link | None = None
         self.down: Link | None = None
         self.peers: dict[int, Peering] = {}
@@ -123,6 +124,7 @@ class SimulatedWorker:
         if not self.alive or self.up is not None:
             return
         before = self.number if cluster.draw.random() < 0.7 else -1  # one that does not say so has to do as well
+        self.joined = scheduler
         number = scheduler.machine.worker_came(self.name, self.threads, 0, self.resources, before)
         cluster.workers.pop(self.number, None)
         cluster.workers[number] = self
@@ -144,6 +146,9 @@ class SimulatedWorker:
         if not self.alive or up is None or self.up is not up:
             return
         cluster, scheduler, number = self.cluster, self.cluster.scheduler, self.number
+        cluster.reasons += (
+            self.joined is scheduler
+        )  # not where the scheduler has died: within its grace all is found again
         assert self.down is not None
         up.open = looks_alive
         self.down.open = False

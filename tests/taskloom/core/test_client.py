@@ -1,0 +1,167 @@
+"""The client's machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskloom.core.client import FAILED, PENDING, READY, ClientMachine, Wish
+from taskloom.core.messages import (
+    KEEP,
+    PIN,
+    WISH,
+    Back,
+    Cancel,
+    Done,
+    Erred,
+    Functions,
+    Options,
+    Pending,
+    Release,
+    Retry,
+    Status,
+    Submit,
+)
+
+F, G = ("hash of f", b"f"), ("hash of g", b"g")
+NONE = Options()
+
+
+def machine():
+    return ClientMachine(b"c" * 16)
+
+
+def submit(client, *deps, wanted=None, functions=None, unpin=(0, 0)):
+    count = len(deps)
+    wanted = bytes([WISH]) * count if wanted is None else wanted
+    return client.submit(functions or [F] * count, ["args"] * count, list(deps), wanted, NONE, unpin)
+
+
+def block(first, *deps, wanted, unpin=(0, 0), functions=None):
+    count = len(deps)
+    return Submit(first, functions or [0] * count, ["args"] * count, list(deps), bytes(wanted), NONE, unpin)
+
+
+def test_functions_go_once():
+    client = machine()
+    assert submit(client, (), (), functions=[F, G]) == (
+        0,
+        [Functions([0, 1], [b"f", b"g"]), block(0, (), (), wanted=[WISH, WISH], functions=[0, 1])],
+    )
+    assert submit(client, (0,), functions=[G]) == (2, [block(2, (0,), wanted=[WISH], functions=[1])])
+    assert client.next_counter == 3
+
+
+def test_what_becomes_of_a_wish():
+    client = machine()
+    submit(client, (), ())
+    assert client.wishes == {0: Wish(), 1: Wish()}
+    assert client.handle([Done([0], [77], [8], [10], [None]), Erred([1], [0], ["error"])]) == [0, 1]
+    assert client.wishes == {0: Wish(READY, 10, 77, 8), 1: Wish(FAILED, culprit=0, error="error")}
+    assert client.handle([Pending([0])]) == [0]
+    assert client.wishes[0].state == PENDING
+    assert client.handle([Done([0], [77], [8], [11], ["value"])]) == [0]
+    assert client.wishes[0] == Wish(READY, 11, 77, 8, "value")
+
+
+def test_what_is_not_wanted_changes_nothing():
+    client = machine()
+    submit(client, ())
+    assert client.release([0]) == [Release([0])]
+    assert client.release([0]) == []
+    assert client.handle([Done([0], [77], [8], [10], [None]), Erred([0], [0], ["error"]), Pending([0])]) == []
+    assert client.wishes == {}
+
+
+def test_messages_that_are_not_for_it():
+    with pytest.raises(TypeError, match="no message for a client: Status"):
+        machine().handle([Status(True, [])])
+
+
+def test_cancel_and_retry():
+    client = machine()
+    submit(client, (), ())
+    assert client.cancel([0, 1]) == [Cancel([0, 1])]
+    assert client.retry([0, 1]) == []  # nothing has failed
+    client.handle([Erred([0], [0], ["error"])])
+    assert client.retry([0, 1, 5]) == [Retry([0])]
+    assert client.wishes[0].state == PENDING
+
+
+def test_a_scheduler_that_is_new_gets_what_is_wanted():
+    client = machine()
+    submit(client, (), (0,), (), (), wanted=b"\0\1\1\1")
+    client.handle([Done([1, 2], [71, 72], [8, 8], [10, 10], [None, "small"]), Erred([3], [3], ["error"])])
+    assert client.connected() == [
+        Back([0]),
+        Functions([0], [b"f"]),
+        block(0, (), (0,), (), (), wanted=[0, WISH, WISH, KEEP]),
+        Submit(4, [], [], [], b"", NONE, (0, 4)),
+    ]
+    # where it was is of no use; what it is, is
+    assert client.wishes == {
+        1: Wish(),
+        2: Wish(READY, -1, -1, 8, "small"),
+        3: Wish(FAILED, culprit=3, error="error"),
+    }
+
+
+def test_what_a_later_block_needs_is_pinned_until_all_are_there():
+    client = machine()
+    submit(client, (), wanted=b"\1")
+    submit(client, (0,), wanted=b"\1")
+    client.release([0])
+    assert client.connected() == [
+        Back([0, 1]),
+        Functions([0], [b"f"]),
+        block(0, (), wanted=[PIN]),
+        block(1, (0,), wanted=[WISH]),
+        Submit(2, [], [], [], b"", NONE, (0, 2)),
+    ]
+
+
+def test_half_a_graph_stays_pinned():
+    """There is more to come, which needs it."""
+    client = machine()
+    submit(client, ())
+    submit(client, (), (), wanted=bytes([PIN, WISH | PIN]))
+    client.release([0])
+    assert client.connected()[2:] == [
+        block(0, (), wanted=[0]),
+        block(1, (), (), wanted=[PIN, WISH | PIN]),
+        Submit(3, [], [], [], b"", NONE, (0, 1)),
+    ]
+    submit(client, (1, 2), unpin=(1, 4))
+    assert client.connected()[-2:] == [
+        block(3, (1, 2), wanted=[WISH], unpin=(0, 0)),
+        Submit(4, [], [], [], b"", NONE, (0, 4)),
+    ]
+
+
+def test_nor_is_it_forgotten_before():
+    client = machine()
+    submit(client, ())
+    submit(client, (), wanted=bytes([PIN]))
+    client.release([0])
+    assert client.connected()[0] == Back([0, 1])
+    for _ in range(40):
+        first, _ = submit(client, ())
+        client.release([first])
+    assert 1 in client.connected()[0].firsts
+
+
+def test_submissions_are_forgotten_with_the_last_wish():
+    client = machine()
+    for _ in range(100):
+        submit(client, ())
+    client.release(range(99))
+    assert client.connected()[0] == Back([99])
+    client.release([99])
+    assert client.connected() == [Back([]), Functions([0], [b"f"]), Submit(100, [], [], [], b"", NONE, (0, 100))]
+
+
+def test_but_not_what_others_are_made_of():
+    client = machine()
+    for n in range(100):
+        submit(client, (n - 1,) if n else ())
+    client.release(range(99))
+    assert client.connected()[0] == Back(list(range(100)))
