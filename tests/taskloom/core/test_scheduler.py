@@ -354,6 +354,18 @@ def test_an_error_spreads_to_all_that_need_it():
     assert play.states(0, 1, 2) == ["erred", "erred", "erred"]
 
 
+def test_who_waits_for_what_fails_is_stopped_before_it_is_told_to_drop_it():
+    """The other way round, the value could come between the two, and would be kept by nobody's order."""
+    play = Play("a", "b")
+    a, b = play.workers
+    play.submit((), wanted=b"\1", workers=("a",))
+    play.submit((0,), workers=("b",))
+    tids = [play.tid(0), play.tid(1)]
+    said = [(number, message) for number, message in play.cancel(0) if number == b]
+    assert said == [(b, CancelTasks([tids[1]])), (b, Drop([tids[0]]))]
+    assert a
+
+
 def test_retries_are_counted():
     play = Play("a")
     play.submit((), retries=2)

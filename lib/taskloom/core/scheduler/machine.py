@@ -574,6 +574,7 @@ class Scheduler:
                 state[slot] = IDLE
             elif kind in _ACTIVE:
                 self._stop(slot)
+                self._forget_copies(slot)
                 state[slot] = IDLE
                 for d in tasks.deps[slot]:
                     count = uses[d] = uses[d] - 1
@@ -593,7 +594,6 @@ class Scheduler:
             self._unplaced(slot, False)  # whoever needs it is stopped too
         else:
             self._unqueue(slot)
-        self._forget_copies(slot)
 
     def _take_off(self, slot: int, worker: Worker) -> None:
         """A worker has a task no longer."""
@@ -1033,6 +1033,9 @@ class Scheduler:
         """
         self._set_erred(slot, (slot, self.tasks.counter(slot), error), ended)
         self._spread(slot)
+        self._forget_copies(
+            slot
+        )  # after all that wait for it were stopped: else one would take in what comes now, and keep it
 
     def _set_erred(self, slot: int, error: tuple[int, int, Any], ended: bool = False) -> None:
         tasks = self.tasks
@@ -1060,8 +1063,12 @@ class Scheduler:
         tasks = self.tasks
         error = tasks.errors[slot]
         stack = list(tasks.followers(slot))
+        failed = []
         while stack:
             f = stack.pop()
             if tasks.state[f] in _ACTIVE:
                 self._set_erred(f, error)
+                failed.append(f)
                 stack.extend(tasks.followers(f))
+        for f in failed:
+            self._forget_copies(f)
