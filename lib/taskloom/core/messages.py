@@ -28,34 +28,46 @@ __all__ = [
     "WISH",
     "Adopted",
     "Announce",
+    "Answer",
     "Ask",
     "Back",
     "Cancel",
     "CancelTasks",
     "ClientHello",
     "Copy",
+    "Died",
     "Done",
     "Drop",
     "Erred",
+    "Fetch",
     "Fetched",
     "Functions",
     "GaveBack",
     "Give",
+    "Heard",
     "Lost",
     "Missing",
     "Options",
     "PeerHello",
     "Peers",
     "Pending",
+    "Piece",
+    "Query",
     "Release",
     "Report",
+    "Resend",
+    "Restart",
     "Retired",
     "Retry",
     "Run",
+    "Said",
     "Status",
+    "Stopped",
     "Submit",
+    "SupervisorHello",
     "TakeBack",
     "Unask",
+    "Vitals",
     "Want",
     "Welcome",
     "WorkerHello",
@@ -74,6 +86,9 @@ class Options(NamedTuple):
         workers: names of the workers that may run them; empty: all.
         resources: name -> amount that one takes while it runs.
         deaths: how many workers may die while they run one, before it is given up.
+        data: they are data that the client has: a function that returns its argument. The scheduler keeps no copy of the
+            argument once a worker has it, and asks for it with :class:`Resend` where the worker is lost.
+        everywhere: the values are to be on all workers that may have them, not on one.
     """
 
     priority: int = 0
@@ -81,13 +96,21 @@ class Options(NamedTuple):
     workers: tuple[str, ...] = ()
     resources: tuple[tuple[str, float], ...] = ()
     deaths: int = 3
+    data: bool = False
+    everywhere: bool = False
 
 
 # --- who somebody is, and where
 
 
 class WorkerHello(NamedTuple):
-    """The first that a worker says to a scheduler: what it is called, what it has, and where others reach it."""
+    """The first that a worker says to a scheduler: what it is called, what it has, and where others reach it.
+
+    Attributes:
+        launch: by what its supervisor knows it, see :class:`SupervisorHello`; "": it has none.
+        before: the scheduler's number of it when it was connected before; -1: it was not, or not to this scheduler.
+        about: what people want to know of it: its host, Python and versions.
+    """
 
     name: str
     threads: int
@@ -95,12 +118,28 @@ class WorkerHello(NamedTuple):
     resources: dict[str, float]
     address: str
     pid: int
+    launch: str = ""
+    before: int = -1
+    about: dict[str, Any] = {}  # noqa: RUF012 (the default of a named tuple, never changed)
 
 
 class ClientHello(NamedTuple):
     """The first that a client says to a scheduler: its name, never used by another one."""
 
     uuid: bytes
+
+
+class SupervisorHello(NamedTuple):
+    """The first that a supervisor says to a scheduler: it starts and watches workers, and knows why they ended.
+
+    Attributes:
+        host: the name of its machine; ``pid``: its process.
+        launches: what it calls the workers that it has: each start of a process has a name of its own.
+    """
+
+    host: str
+    pid: int
+    launches: Sequence[str]
 
 
 class PeerHello(NamedTuple):
@@ -187,6 +226,33 @@ class Retry(NamedTuple):
     counters: Sequence[int]
 
 
+class Query(NamedTuple):
+    """A question of a client's to the process of the scheduler; :class:`Answer` has its serial."""
+
+    serial: int
+    what: str
+    args: dict[str, Any]
+
+
+class Fetch(NamedTuple):
+    """A client that cannot reach a worker wants a piece of a value's pickle by way of the scheduler; a :class:`Piece` answers.
+
+    Attributes:
+        client: the scheduler's number of the client; whatever the client says there is replaced.
+        serial: comes back with the answer.
+        worker: the number of the worker that has the value.
+        tid: which value.
+        offset, size: which bytes of its pickle, all parts one after the other.
+    """
+
+    client: int
+    serial: int
+    worker: int
+    tid: int
+    offset: int
+    size: int
+
+
 # --- scheduler -> client
 
 
@@ -224,6 +290,38 @@ class Pending(NamedTuple):
     """Values that were there are lost with their workers, and are being computed again."""
 
     counters: Sequence[int]
+
+
+class Resend(NamedTuple):
+    """Data of the client's is lost with its workers: the client sends it once more, in a Submit with the same counter."""
+
+    counters: Sequence[int]
+
+
+class Answer(NamedTuple):
+    """The answer to a :class:`Query`: plain values; ``error`` says why there is none."""
+
+    serial: int
+    value: Any
+    error: str = ""
+
+
+class Heard(NamedTuple):
+    """What tasks of the client have printed, logged or warned.
+
+    Attributes:
+        counters: of which tasks.
+        workers: names of the workers.
+        kinds: "stdout", "stderr", "log" or "warning".
+        texts: what they said.
+        details: of a log record: (logger's name, level, file, line); of a warning: (category's name, file, line); else ().
+    """
+
+    counters: Sequence[int]
+    workers: Sequence[str]
+    kinds: Sequence[str]
+    texts: Sequence[str]
+    details: Sequence[tuple[Any, ...]]
 
 
 class Lost(NamedTuple):
@@ -368,6 +466,37 @@ class Status(NamedTuple):
     running: Sequence[int]
 
 
+class Said(NamedTuple):
+    """What tasks have printed, logged or warned; see :class:`Heard`."""
+
+    tids: Sequence[int]
+    kinds: Sequence[str]
+    texts: Sequence[str]
+    details: Sequence[tuple[Any, ...]]
+
+
+class Vitals(NamedTuple):
+    """What a worker's process takes, every second or so: name -> number. Also a sign of life."""
+
+    values: dict[str, float]
+
+
+class Piece(NamedTuple):
+    """The answer to :class:`Fetch`, from the worker to the scheduler, and on to the client.
+
+    Attributes:
+        sizes: bytes of each part of the whole pickle; empty where the worker does not have the value.
+        data: the bytes that were asked for, opaque.
+        error: what was raised when the value was pickled, opaque; else None.
+    """
+
+    client: int
+    serial: int
+    sizes: Sequence[int]
+    data: Any
+    error: Any = None
+
+
 class Announce(NamedTuple):
     """The first that a worker says when it comes, or comes back, to this scheduler or to the one after it: what it has.
 
@@ -378,6 +507,35 @@ class Announce(NamedTuple):
 
     held: Sequence[tuple[bytes, int, int, int]]
     running: Sequence[tuple[bytes, int, int]]
+
+
+# --- supervisor -> scheduler, scheduler -> supervisor
+
+
+class Died(NamedTuple):
+    """A worker's process has ended.
+
+    Attributes:
+        launch: which one.
+        running: tids of the tasks that it was at; None: that is not known.
+        words: how it ended: exit code, signal, out of memory, last lines of its stderr.
+    """
+
+    launch: str
+    running: Sequence[int] | None
+    words: str
+
+
+class Stopped(NamedTuple):
+    """A worker's process exists and does not run: somebody has stopped it (SIGSTOP). It may come back some day."""
+
+    launch: str
+
+
+class Restart(NamedTuple):
+    """To a supervisor: end these processes and start others in their place."""
+
+    launches: Sequence[str]
 
 
 # --- worker -> worker, client -> worker
@@ -439,4 +597,16 @@ KINDS: tuple[type, ...] = (
     Peers,
     Options,
     Lost,
+    SupervisorHello,
+    Query,
+    Answer,
+    Fetch,
+    Piece,
+    Said,
+    Heard,
+    Vitals,
+    Died,
+    Stopped,
+    Restart,
+    Resend,
 )
