@@ -31,6 +31,7 @@ __all__ = [
     "Answer",
     "Ask",
     "Back",
+    "Bye",
     "Cancel",
     "CancelTasks",
     "ClientHello",
@@ -526,6 +527,10 @@ class Died(NamedTuple):
     words: str
 
 
+class Bye(NamedTuple):
+    """A client or worker leaves for good: nothing is kept for it, and nobody is to be blamed."""
+
+
 class Stopped(NamedTuple):
     """A worker's process exists and does not run: somebody has stopped it (SIGSTOP). It may come back some day."""
 
@@ -609,4 +614,5 @@ KINDS: tuple[type, ...] = (
     Stopped,
     Restart,
     Resend,
+    Bye,
 )

@@ -13,8 +13,6 @@ import tempfile
 import threading
 from typing import Any
 
-from taskloom.local.pool import describe_exit
-from taskloom.node.cell import read_running
 from taskloom.node.scheduler import SchedulerNode
 from taskloom.system import cpu_count, thread_limits
 
@@ -78,23 +76,9 @@ class LocalCluster:
         process.stdin.close()
 
     async def _make(self) -> SchedulerNode:
-        node = SchedulerNode(self.token, post_mortem=self._post_mortem)
+        node = SchedulerNode(self.token)
         await node.start()
         return node
-
-    def _post_mortem(self, pid: int) -> tuple[list[int] | None, str]:
-        """What a worker was running when it died, and how it ended."""
-        for n, process in enumerate(self._processes):
-            if process.pid == pid:
-                try:
-                    words = f"it {describe_exit(process.wait(1.0))}"
-                except subprocess.TimeoutExpired:
-                    return None, "its connection broke"
-                try:
-                    return list(read_running(os.path.join(self._folder, f"w{n}.running")).tids), words
-                except (OSError, ValueError):
-                    return None, words
-        return None, "its connection broke"
 
     def _call(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

@@ -427,6 +427,7 @@ async def listen(
     accepts: Sequence[str] = tuple(ROLES),
     options: Options = _DEFAULT,
     on_refused: OnRefused | None = None,
+    sock: socket.socket | None = None,
 ) -> Listener | InprocListener:
     """Take connections at an address.
 
@@ -438,6 +439,8 @@ async def listen(
         accepts: the roles that may come in.
         options: all else.
         on_refused: called with the error and the address of each peer that was not let in.
+        sock: a socket that is bound to the address, and listens: a parent process has made it, so that others can be told
+            the address before this one is there. It is this function's from now on.
 
     Raises:
         AddressError: the address can't be read, or is taken, or would let ``tcp://`` leave this machine.
@@ -462,6 +465,9 @@ async def listen(
         security = options.security if options.security is not None else temporary_security()
         if security.server is None:
             raise CommError(f"to listen at {where} this process needs a certificate")
+    if sock is not None:
+        sock.setblocking(False)
+        return Listener(loop, sock, where, handler, key, role, accepts, options, security, on_refused)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)

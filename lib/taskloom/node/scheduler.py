@@ -1,22 +1,33 @@
 """The scheduler process: connections around :class:`taskloom.core.scheduler.machine.Scheduler`.
 
 What arrives within one turn of the event loop is one batch for the machine; what it says goes out before the loop waits again.
+Questions of clients are answered by :mod:`taskloom.node.queries`; what supervisors say goes to :mod:`taskloom.node.hosts`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from taskloom.core.messages import (
     KINDS,
+    Bye,
     ClientHello,
     Copy,
     Done,
+    Fetch,
+    Heard,
     Peers,
+    Piece,
+    Query,
     Run,
+    Said,
+    SupervisorHello,
+    Vitals,
     Welcome,
     WorkerHello,
 )
@@ -24,24 +35,54 @@ from taskloom.core.scheduler.machine import CLIENT, WORKER, Scheduler
 from taskloom.errors import CommError, ProtocolError
 from taskloom.net import Connection, Listener, Options, listen
 from taskloom.net.inproc import InprocListener
+from taskloom.node.hosts import Host, Hosts
+from taskloom.node.queries import Queries
 
 __all__ = ["SchedulerNode", "run_scheduler"]
 
 CLIENT_GRACE = 30.0  # seconds that what a client wanted is kept when its connection broke
 
+_log = logging.getLogger("taskloom.scheduler")
+
 
 class _Peer:
-    """A connection that has said who it is."""
+    """A client or worker that is connected, and has said who it is.
 
-    __slots__ = ("address", "connection", "kind", "knows", "number", "pid")
+    Attributes:
+        kind: CLIENT or WORKER; ``number``, the machine's number of it.
+        name: what users call it; of a client, its UUID in hexadecimal.
+        address: where other workers and clients reach a worker.
+        launch: what its supervisor calls a worker.
+        about, vitals: what a worker has said of itself.
+        knows: numbers of the workers whose addresses it has been told.
+    """
 
-    def __init__(self, kind: str, number: int, connection: Connection, address: str, pid: int = -1) -> None:
-        self.pid = pid
+    __slots__ = (
+        "about",
+        "address",
+        "connection",
+        "kind",
+        "knows",
+        "launch",
+        "name",
+        "number",
+        "pid",
+        "since",
+        "vitals",
+    )
+
+    def __init__(self, kind: str, number: int, connection: Connection, name: str) -> None:
         self.kind = kind
         self.number = number
         self.connection = connection
-        self.address = address
-        self.knows: set[int] = set()  # numbers of the workers whose addresses it has been told
+        self.name = name
+        self.address = ""
+        self.launch = ""
+        self.pid = -1
+        self.about: dict[str, Any] = {}
+        self.vitals: dict[str, float] = {}
+        self.knows: set[int] = set()
+        self.since = time.time()
 
 
 class SchedulerNode:
@@ -51,30 +92,36 @@ class SchedulerNode:
         token: what everybody has to know who connects.
         incarnation: greater than that of any scheduler that these workers have heard before; by default the time.
         grace: seconds in which workers and clients of an earlier scheduler may come back before anything is computed anew.
-        post_mortem: called with the process id of a worker whose connection has ended; says which tids it was running when it
-            died (None: nobody knows), and how it ended, in words.
+
+    Attributes:
+        machine: decides everything.
+        peers: number -> client or worker that is connected.
+        hosts: the supervisors.
+        after: called without arguments whenever something has happened.
+        started: when, seconds since the epoch.
     """
 
-    def __init__(
-        self,
-        token: str,
-        incarnation: int | None = None,
-        grace: float = 0.0,
-        post_mortem: Callable[[int], tuple[list[int] | None, str]] | None = None,
-    ) -> None:
+    def __init__(self, token: str, incarnation: int | None = None, grace: float = 0.0) -> None:
         self.token = token
-        self.post_mortem = post_mortem
         self.machine = Scheduler(int(time.time()) & 0x7FFFFFFF if incarnation is None else incarnation, grace)
         self.listener: Listener | InprocListener | None = None
-        self._peers: dict[int, _Peer] = {}
+        self.peers: dict[int, _Peer] = {}
+        self.hosts = Hosts(self._worker_left, self._cut)
+        self.queries = Queries(self)
+        self.after: list[Callable[[], object]] = [self.queries.changed]
+        self.started = time.time()
         self._inbox: list[tuple[str, int, Any]] = []
         self._called = False
         self._timer: asyncio.TimerHandle | None = None
         self._leaving: dict[int, asyncio.TimerHandle] = {}  # clients that may come back
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def start(self, address: str = "tcp://127.0.0.1:0") -> str:
+    async def start(self, address: str = "tcp://127.0.0.1:0", sock: socket.socket | None = None) -> str:
         """Listen.
+
+        Args:
+            address: where.
+            sock: a socket that is bound there and listens already.
 
         Returns:
             The address, with its port.
@@ -84,7 +131,7 @@ class SchedulerNode:
         """
         self._loop = asyncio.get_running_loop()
         self.listener = await listen(
-            address, self._came, token=self.token, role="scheduler", options=Options(kinds=KINDS)
+            address, self._came, token=self.token, role="scheduler", options=Options(kinds=KINDS), sock=sock
         )
         return str(self.listener.address)
 
@@ -98,72 +145,151 @@ class SchedulerNode:
         """End all connections."""
         if self.listener is not None:
             self.listener.close()
+        self.hosts.close()
         for handle in [*self._leaving.values(), *([self._timer] if self._timer else [])]:
             handle.cancel()
-        for peer in list(self._peers.values()):
-            peer.connection.close()
+        connections = [peer.connection for peer in self.peers.values()]
+        connections += [host.connection for host in self.hosts.hosts.values()]
+        for connection in connections:
+            connection.close()
         if self.listener is not None:
             await self.listener.wait_closed()
 
     # --- who comes and goes
 
     def _came(self, connection: Connection) -> None:
-        peer: _Peer | None = None
+        peer: _Peer | Host | None = None
 
         def on_messages(messages: list[Any]) -> None:
             nonlocal peer
             if peer is None:
                 peer = self._welcome(connection, messages[0])
                 messages = messages[1:]
-            kind, number = peer.kind, peer.number
-            self._inbox += [(kind, number, message) for message in messages]
-            self._call()
+            if type(peer) is _Peer:
+                kind, number = peer.kind, peer.number
+                for message in messages:
+                    handler = _ASIDE.get(type(message))
+                    if handler is None:
+                        self._inbox.append((kind, number, message))
+                    else:
+                        handler(self, peer, message)
+                self.call()
+            else:
+                for message in messages:
+                    self.hosts.heard(peer, message)  # type: ignore[arg-type]
 
         def on_close(reason: CommError | None) -> None:
-            if peer is not None and self._peers.get(peer.number) is peer:
+            if type(peer) is Host:
+                self.hosts.went(peer)
+            elif type(peer) is _Peer and self.peers.get(peer.number) is peer:
                 self._went(peer, reason)
 
         connection.start(on_messages, on_close)
 
-    def _welcome(self, connection: Connection, hello: Any) -> _Peer:
+    def _welcome(self, connection: Connection, hello: Any) -> _Peer | Host:
         machine = self.machine
+        if type(hello) is SupervisorHello:
+            return self.hosts.came(connection, hello)
         if type(hello) is WorkerHello:
-            number = machine.worker_came(hello.name, hello.threads, hello.limit, dict(hello.resources))
-            peer = _Peer(WORKER, number, connection, hello.address, hello.pid)
-        elif type(hello) is ClientHello:
-            number = machine.client_came(bytes(hello.uuid))
-            timer = self._leaving.pop(number, None)
-            if timer is not None:
-                timer.cancel()
-            old = self._peers.pop(number, None)
+            old = self.peers.pop(hello.before, None)
             if old is not None:
                 old.connection.abort()
-            peer = _Peer(CLIENT, number, connection, "")
+            self.hosts.back(hello.launch)
+            number = machine.worker_came(
+                hello.name, hello.threads, hello.limit, dict(hello.resources), before=hello.before
+            )
+            peer = _Peer(WORKER, number, connection, hello.name)
+            peer.address, peer.pid, peer.launch, peer.about = hello.address, hello.pid, hello.launch, dict(hello.about)
+            _log.info("worker %s has come from %s", hello.name, hello.address)
+        elif type(hello) is ClientHello:
+            number = machine.client_came(bytes(hello.uuid))
+            peer = _Peer(CLIENT, number, connection, bytes(hello.uuid).hex())
         else:
             raise ProtocolError(f"the first message of a connection says who it is; this is {type(hello).__name__}")
-        self._peers[number] = peer
+        self.peers[number] = peer
         connection.send(Welcome(number))
         return peer
 
     def _went(self, peer: _Peer, reason: CommError | None) -> None:
-        del self._peers[peer.number]
+        del self.peers[peer.number]
         if peer.kind == WORKER:
-            running, words = None, "its connection was closed" if reason is None else str(reason)
-            if self.post_mortem is not None:
-                running, words = self.post_mortem(peer.pid)
-            self.machine.worker_left(peer.number, running, words)
+            self.hosts.lost(peer.number, peer.launch, "its connection was closed" if reason is None else str(reason))
         elif self._loop is not None:
             self._leaving[peer.number] = self._loop.call_later(CLIENT_GRACE, self._forget_client, peer.number)
-        self._call()
+        self.call()
+
+    def _worker_left(self, number: int, running: Sequence[int] | None, words: str) -> None:
+        worker = self.machine.workers.get(number)
+        if worker is not None:
+            _log.info("worker %s is gone: %s", worker.name, words)
+            self.machine.worker_left(number, running, words)
+        self.call()
 
     def _forget_client(self, number: int) -> None:
-        self._leaving.pop(number, None)
+        timer = self._leaving.pop(number, None)
+        if timer is not None:
+            timer.cancel()
         self.machine.client_left(number)
-        self._call()
+        self.call()
+
+    def _cut(self, launch: str) -> None:
+        """A worker does not run, whatever its connection says."""
+        for peer in list(self.peers.values()):
+            if peer.launch == launch and peer.kind == WORKER:
+                del self.peers[peer.number]
+                peer.connection.abort()
+                self._worker_left(peer.number, (), "its process is stopped, or its machine is out of reach")
+
+    # --- what is not the machine's
+
+    def _bye(self, peer: _Peer, message: Bye) -> None:
+        self.peers.pop(peer.number, None)
+        if peer.kind == WORKER:
+            self._flush()  # what it said before counts
+            self._worker_left(peer.number, (), "it has left")
+        else:
+            self._flush()
+            self._forget_client(peer.number)
+        peer.connection.close()
+
+    def _query(self, peer: _Peer, message: Query) -> None:
+        self.queries.ask(peer, message)
+
+    def _vitals(self, peer: _Peer, message: Vitals) -> None:
+        peer.vitals = dict(message.values)
+
+    def _fetch(self, peer: _Peer, message: Fetch) -> None:
+        """A client cannot reach a worker: its question goes by here."""
+        worker = self.peers.get(message.worker)
+        if worker is None or worker.kind != WORKER:
+            peer.connection.send(Piece(peer.number, message.serial, [], None))
+        else:
+            worker.connection.send(message._replace(client=peer.number))
+
+    def _piece(self, peer: _Peer, message: Piece) -> None:
+        client = self.peers.get(message.client)
+        if client is not None and client.kind == CLIENT:
+            client.connection.send(message)
+
+    def _said(self, peer: _Peer, message: Said) -> None:
+        tasks = self.machine.tasks
+        heard: dict[int, Heard] = {}
+        for tid, kind, text, details in zip(message.tids, message.kinds, message.texts, message.details, strict=True):
+            slot = tasks.slot_of(tid)
+            if slot < 0:
+                continue  # nobody wants it any more
+            number = tasks.owner[slot].client.number
+            columns: Any = heard.setdefault(number, Heard([], [], [], [], []))
+            for column, value in zip(columns, (tasks.counter(slot), peer.name, kind, text, details), strict=True):
+                column.append(value)
+        for number, out in heard.items():
+            client = self.peers.get(number)
+            if client is not None:
+                client.connection.send(out)
 
     # --- the loop
 
-    def _call(self) -> None:
+    def call(self) -> None:
         """Have the machine work when the loop has taken in what is there."""
         if not self._called and self._loop is not None:
             self._called = True
@@ -171,8 +297,13 @@ class SchedulerNode:
 
     def _work(self) -> None:
         self._called = False
+        self._flush()
+        for notify in self.after:
+            notify()
+
+    def _flush(self) -> None:
         inbox, self._inbox = self._inbox, []
-        peers = self._peers
+        peers = self.peers
         for action in self.machine.handle(inbox, time.monotonic()):
             peer = peers.get(action.number)
             if peer is not None:
@@ -181,7 +312,7 @@ class SchedulerNode:
         if deadline is not None and self._loop is not None:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()) + 0.001, self._call)
+            self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()) + 0.001, self.call)
 
     def _say(self, peer: _Peer, message: Any) -> None:
         kind = type(message)
@@ -194,10 +325,20 @@ class SchedulerNode:
 
     def _introduce(self, peer: _Peer, numbers: Any) -> None:
         """Tell somebody where workers are, once."""
-        new = {n: self._peers[n].address for n in set(numbers) - peer.knows if n in self._peers}
+        new = {n: self.peers[n].address for n in set(numbers) - peer.knows if n in self.peers}
         if new:
             peer.knows.update(new)
             peer.connection.send(Peers(new))
+
+
+_ASIDE: dict[type, Callable[[SchedulerNode, _Peer, Any], None]] = {
+    Bye: SchedulerNode._bye,
+    Query: SchedulerNode._query,
+    Vitals: SchedulerNode._vitals,
+    Fetch: SchedulerNode._fetch,
+    Piece: SchedulerNode._piece,
+    Said: SchedulerNode._said,
+}
 
 
 def run_scheduler(address: str, token: str, tell: Callable[[str], None], grace: float = 0.0) -> None:
