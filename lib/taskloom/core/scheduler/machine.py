@@ -103,7 +103,7 @@ class Scheduler:
         self.workers: dict[int, Worker] = {}
         self.clients: dict[int, Client] = {}
         self.out = Outbox()
-        self.placing = Placing(self.tasks, self.workers, self.out, incarnation << 32)
+        self.placing = Placing(self.tasks, self.workers, self.out, incarnation << 28)
         self.now = 0.0
         self._numbers = incarnation << 20  # workers know each other by their numbers, also across a restart
         self._functions = 0
