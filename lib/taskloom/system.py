@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 from time import monotonic
 
-__all__ = ["cpu_count", "thread_limits"]
+__all__ = ["cpu_count", "memory_total", "parse_bytes", "thread_limits"]
 
 # Every library that starts a thread pool of its own in numeric code, by the variable that limits it.
 _THREAD_VARIABLES = (
@@ -131,3 +132,54 @@ def thread_limits(processes: int) -> dict[str, str]:
     """
     share = str(max(1, cpu_count() // max(1, processes)))
     return {name: share for name in _THREAD_VARIABLES if name not in os.environ}
+
+
+def memory_total(root: str = "/") -> int:
+    """Bytes of memory that this process may use: those of the machine, or what its cgroups grant it where that is less.
+
+    Args:
+        root: the directory that holds ``proc`` and ``sys``.
+    """
+    import psutil
+
+    return min([int(psutil.virtual_memory().total), *_memory_limits(root)])
+
+
+def _memory_limits(root: str) -> Iterator[int]:
+    mount = os.path.join(root, "sys/fs/cgroup")
+    for controllers, path in _memberships(root):
+        if not controllers:
+            for base in (mount, os.path.join(mount, "unified")):
+                for group in _up(base, path):
+                    yield from [limit for limit in _numbers(group, "memory.max") if limit > 0]
+        elif "memory" in controllers.split(","):
+            for group in _up(os.path.join(mount, "memory"), path):
+                yield from [limit for limit in _numbers(group, "memory.limit_in_bytes") if limit > 0]
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(text: str | int | float) -> int:
+    """A number of bytes, as people write it.
+
+    Args:
+        text: such as ``"4 GiB"``, ``"500MB"``, ``"2e9"``, or a number.
+
+    Raises:
+        ValueError: it is none; says what would be.
+
+    >>> parse_bytes("1.5 GiB"), parse_bytes("500MB"), parse_bytes(1000)
+    (1610612736, 500000000, 1000)
+    """
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        size = float(text)
+    else:
+        found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmgt]i?)?b?\s*", str(text).lower())
+        try:
+            size = float(found[1]) * _UNITS[found[2] or ""] if found else -1.0
+        except ValueError:
+            size = -1.0
+    if not 0 <= size < 2**63:
+        raise ValueError(f"{text!r} is no number of bytes, such as 4GiB, 500MB or 2000000000")
+    return int(size)

@@ -46,6 +46,7 @@ __all__ = [
     "GaveBack",
     "Give",
     "Heard",
+    "Leaving",
     "Lost",
     "Missing",
     "Options",
@@ -537,6 +538,12 @@ class Stopped(NamedTuple):
     launch: str
 
 
+class Leaving(NamedTuple):
+    """These workers are to go: the scheduler has others take what they hold, and tells them when nothing is left."""
+
+    launches: Sequence[str]
+
+
 class Restart(NamedTuple):
     """To a supervisor: end these processes and start others in their place."""
 
@@ -615,4 +622,5 @@ KINDS: tuple[type, ...] = (
     Restart,
     Resend,
     Bye,
+    Leaving,
 )

@@ -50,6 +50,7 @@ __all__ = [
     "Rename",
     "Say",
     "Send",
+    "Spoiled",
     "Start",
     "Stop",
     "Unready",
@@ -92,6 +93,14 @@ class Got(NamedTuple):
     serial: int
     tids: Sequence[int]
     sizes: Sequence[int]
+
+
+class Spoiled(NamedTuple):
+    """Another worker has a value and cannot send it: it does not pickle, or is too large. ``error``: opaque."""
+
+    peer: int
+    tid: int
+    error: Any
 
 
 class PeerAsks(NamedTuple):
@@ -300,6 +309,7 @@ class WorkerMachine:
             Raised: self._raised,
             Unready: self._unready,
             Got: self._got,
+            Spoiled: self._spoiled,
             PeerAsks: self._peer_asks,
             AskerLost: self._asker_lost,
             PeerLost: self._peer_lost,
@@ -676,6 +686,22 @@ class WorkerMachine:
             self._unask(tid)  # it is an answer to an earlier question
             self.data[tid] = size
             self._arrived(tid)
+
+    def _spoiled(self, event: Spoiled) -> None:
+        """A value cannot come here: the tasks here that need it fail by that."""
+        tid = event.tid
+        if self.asked.get(tid, (-1,))[0] != event.peer:
+            return
+        del self.asked[tid]
+        self.copying.pop(tid, None)
+        for waiting in list(self.waiters.get(tid, ())):
+            task = self.tasks[waiting]
+            if task.running:  # handed over already, and about to find that its input is not there
+                continue
+            self._remove(task)
+            report = self._reporting(task.grant)
+            report.failed.append(waiting)  # type: ignore[attr-defined]
+            report.errors.append(event.error)  # type: ignore[attr-defined]
 
     def _peer_asks(self, event: PeerAsks) -> None:
         if type(event.message) is Unask:

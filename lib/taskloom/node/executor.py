@@ -299,6 +299,16 @@ class Executor:
             if self._todo:
                 self._wake_one()
 
+    def withdraw(self) -> list[Hashable]:
+        """Take back what no thread has taken yet: it has no outcome. The tickets."""
+        found: list[Hashable] = []
+        take = self._todo.popleft
+        try:
+            while True:
+                found.append(take()[0])
+        except IndexError:
+            return found
+
     def collect(self) -> list[Outcome]:
         """What has become of tasks since the last call, in the order in which they ended.
 

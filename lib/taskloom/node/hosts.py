@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from taskloom.core.messages import Died, Restart, Stopped, SupervisorHello, Vitals
+from taskloom.core.messages import Died, Leaving, Restart, Stopped, SupervisorHello, Vitals
 from taskloom.net import Connection
 
 __all__ = ["Host", "Hosts"]
@@ -53,11 +53,18 @@ class Hosts:
     Args:
         left: called with a worker's number, the tids that it was running (None: nobody knows) and words, when it is gone.
         cut: called with a launch: the connection of that worker, if there is one, is to be cut.
+        retire: called with launches: those workers are to go.
     """
 
-    def __init__(self, left: Callable[[int, Sequence[int] | None, str], object], cut: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        left: Callable[[int, Sequence[int] | None, str], object],
+        cut: Callable[[str], object],
+        retire: Callable[[Sequence[str]], object],
+    ) -> None:
         self._left = left
         self._cut = cut
+        self._retire = retire
         self.hosts: dict[Connection, Host] = {}
         self._deaths: dict[str, tuple[Sequence[int] | None, str]] = {}
         self._awaited: dict[str, tuple[int, asyncio.TimerHandle]] = {}
@@ -84,6 +91,8 @@ class Hosts:
             host.vitals = dict(message.values)
         elif kind is SupervisorHello:  # it has other workers by now
             host.launches = set(message.launches)
+        elif kind is Leaving:
+            self._retire(message.launches)
         elif kind is Stopped:
             self._cut(message.launch)
         elif kind is Died:

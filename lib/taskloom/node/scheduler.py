@@ -38,11 +38,16 @@ from taskloom.net.inproc import InprocListener
 from taskloom.node.hosts import Host, Hosts
 from taskloom.node.queries import Queries
 
-__all__ = ["SchedulerNode", "run_scheduler"]
+__all__ = ["SchedulerNode", "run_scheduler", "serve"]
 
 CLIENT_GRACE = 30.0  # seconds that what a client wanted is kept when its connection broke
 
 _log = logging.getLogger("taskloom.scheduler")
+
+
+def new_incarnation() -> int:
+    """Sixteenths of seconds since 2025: greater than that of any scheduler that was started before, if clocks go forward."""
+    return max(1, int((time.time() - 1735689600) * 16))
 
 
 class _Peer:
@@ -103,10 +108,10 @@ class SchedulerNode:
 
     def __init__(self, token: str, incarnation: int | None = None, grace: float = 0.0) -> None:
         self.token = token
-        self.machine = Scheduler(int(time.time()) & 0x7FFFFFFF if incarnation is None else incarnation, grace)
+        self.machine = Scheduler(new_incarnation() if incarnation is None else incarnation, grace)
         self.listener: Listener | InprocListener | None = None
         self.peers: dict[int, _Peer] = {}
-        self.hosts = Hosts(self._worker_left, self._cut)
+        self.hosts = Hosts(self._worker_left, self._cut, self._retire)
         self.queries = Queries(self)
         self.after: list[Callable[[], object]] = [self.queries.changed]
         self.started = time.time()
@@ -240,6 +245,12 @@ class SchedulerNode:
                 peer.connection.abort()
                 self._worker_left(peer.number, (), "its process is stopped, or its machine is out of reach")
 
+    def _retire(self, launches: Sequence[str]) -> None:
+        for peer in self.peers.values():
+            if peer.launch in launches and peer.kind == WORKER:
+                self.machine.retire(peer.number)
+        self.call()
+
     # --- what is not the machine's
 
     def _bye(self, peer: _Peer, message: Bye) -> None:
@@ -341,17 +352,47 @@ _ASIDE: dict[type, Callable[[SchedulerNode, _Peer, Any], None]] = {
 }
 
 
-def run_scheduler(address: str, token: str, tell: Callable[[str], None], grace: float = 0.0) -> None:
-    """Run a scheduler in this process until it is stopped.
+async def serve(
+    address: str,
+    token: str,
+    *,
+    fd: int | None = None,
+    grace: float = 0.0,
+    incarnation: int | None = None,
+    http: tuple[str, int] | None = None,
+    tell: Callable[[str], object] | None = None,
+) -> None:
+    """Be a scheduler until this is cancelled.
 
     Args:
+        address: where to listen.
+        token: what everybody has to know who connects.
+        fd: a socket that listens there already.
+        grace, incarnation: see :class:`SchedulerNode`.
+        http: host and port of the HTTP interface; None: there is none.
         tell: called with the address when it listens.
-        grace: see :class:`SchedulerNode`.
     """
+    sock = None if fd is None else socket.socket(fileno=fd)
+    node = SchedulerNode(token, incarnation, grace)
+    found = await node.start(address, sock)
+    server = None
+    if http is not None:
+        from taskloom.node.http import HttpServer
 
-    async def main() -> None:
-        node = SchedulerNode(token, grace=grace)
-        tell(await node.start(address))
+        server = HttpServer(node, *http, token=token)
+        await server.start()
+    if tell is not None:
+        tell(found)
+    try:
         await asyncio.Event().wait()
+    finally:
+        if server is not None:
+            await server.close()
+        await node.close()
 
-    asyncio.run(main())
+
+def run_scheduler(
+    address: str, token: str, tell: Callable[[str], object], grace: float = 0.0, http: tuple[str, int] | None = None
+) -> None:
+    """Run a scheduler in this process until it is stopped; the arguments are those of :func:`serve`."""
+    asyncio.run(serve(address, token, grace=grace, http=http, tell=tell))

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import platform
+import socket
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+import taskloom
 from taskloom.core.messages import (
     KINDS,
     Ask,
+    Bye,
+    Fetch,
     Functions,
-    Give,
-    PeerHello,
     Peers,
+    Said,
+    Status,
     Unask,
+    Vitals,
     Welcome,
     WorkerHello,
 )
@@ -29,22 +36,30 @@ from taskloom.core.worker import (
     Got,
     Keep,
     Leave,
+    Paused,
     PeerAsks,
     PeerLost,
     Raised,
     Rename,
     Send,
+    Spoiled,
     Start,
     Stop,
     Unready,
     WorkerMachine,
 )
-from taskloom.errors import CommError
+from taskloom.errors import CommError, HandshakeError, TaskCancelledError
 from taskloom.local.frames import cut_frames
 from taskloom.net import Connection, Options, connect, listen
 from taskloom.node import calls
 from taskloom.node.cell import RunningCells
-from taskloom.node.executor import DONE, STUCK, Executor
+from taskloom.node.codes import MEMORY, REPLACE
+from taskloom.node.executor import CANCELLED, DONE, STUCK, Executor
+from taskloom.node.memory import Pause, Resume, Terminate
+from taskloom.node.output import Output
+from taskloom.node.sizes import sizeof
+from taskloom.node.transfers import Pieces, Sender, Transfers
+from taskloom.node.values import Values
 from taskloom.protocol import Payload
 from taskloom.serialize.errors import dump_error
 
@@ -52,62 +67,14 @@ __all__ = ["WorkerNode", "run_worker"]
 
 AHEAD = 0.002  # seconds of work that the threads have in hand
 AGAIN = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between attempts to reach a scheduler that was there
+LOOK = 0.2  # seconds between looks at the memory
+SIGN = 1.0  # and between signs of life
+
+_log = logging.getLogger("taskloom.worker")
 
 
 class _NotThere(Exception):
     """A task was handed over with the one that makes its input, and that one failed."""
-
-
-class _Peering:
-    """A connection by which this worker asks another one; made when it is needed."""
-
-    def __init__(self, node: WorkerNode, number: int, address: str) -> None:
-        self.node = node
-        self.number = number
-        self.waiting: list[Any] = []
-        self.connection: Connection | None = None
-        self.closed = False
-        self.task = asyncio.ensure_future(self._connect(address))
-
-    async def _connect(self, address: str) -> None:
-        try:
-            connection = await connect(
-                address, token=self.node.token, role="worker", wants="worker", timeout=5.0, options=Options(kinds=KINDS)
-            )
-        except (CommError, OSError) as error:
-            self._lost(error)
-            return
-        if self.closed:
-            connection.close()
-            return
-        self.connection = connection
-        connection.start(self._heard, self._lost)
-        connection.send(PeerHello(self.number))
-        for message in self.waiting:
-            connection.send(message)
-        self.waiting.clear()
-
-    def send(self, message: Any) -> None:
-        """Say something."""
-        if self.connection is None:
-            self.waiting.append(message)
-        else:
-            self.connection.send(message)
-
-    def _heard(self, messages: list[Any]) -> None:
-        for message in messages:
-            self.node.took(self.number, message)
-
-    def _lost(self, reason: Any) -> None:
-        if not self.closed:
-            self.closed = True
-            self.node.lost_peer(self)
-
-    def close(self) -> None:
-        """Close it; nothing is told."""
-        self.closed = True
-        if self.connection is not None:
-            self.connection.close()
 
 
 class WorkerNode:
@@ -118,9 +85,17 @@ class WorkerNode:
         token: what both have to know.
         name: what users call it.
         threads: how many tasks run at a time.
-        limit: bytes of memory that it may use; 0: no limit.
+        limit: bytes of memory that this process may have; 0: no limit.
         resources: name -> amount.
         cells: path of a file that shall say which tasks run, for whoever wants to know after this process has died.
+        launch: what its supervisor calls it; "": it has none.
+        folder: where values go that do not fit into memory; by default where temporary files are.
+        capture: whether what tasks print goes to the client too.
+        patience: seconds to look for a scheduler that was there and is gone.
+        die: called with an exit code when this process has to be replaced; where it is None it goes on as well as it can.
+
+    Attributes:
+        finished: set when it has left.
     """
 
     def __init__(
@@ -132,6 +107,11 @@ class WorkerNode:
         limit: int = 0,
         resources: dict[str, float] | None = None,
         cells: str | None = None,
+        launch: str = "",
+        folder: str | None = None,
+        capture: bool = True,
+        patience: float = 300.0,
+        die: Callable[[int], object] | None = None,
     ) -> None:
         self._cells = None if cells is None else RunningCells(cells, threads + 64)
         self.scheduler = scheduler
@@ -140,22 +120,32 @@ class WorkerNode:
         self.threads = threads
         self.limit = limit
         self.resources = resources or {}
+        self.launch = launch
+        self.patience = patience
         self.machine = WorkerMachine(threads, resources, AHEAD)
-        self.values: dict[int, Any] = {}
-        self.functions: dict[int, Any] = {}
-        self.addresses: dict[int, str] = {}
+        self.values = Values(limit or None, folder)
+        self.functions: dict[int, _Function] = {}
         self.connection: Connection | None = None
         self.finished = asyncio.Event()
+        self.transfers = Transfers(self.token, self._took, self._lost_peer)
+        self.pieces = Pieces(self.values)
+        self._sender = Sender(self.values)
+        self._output = Output() if capture else None
+        self._die = die
         self._results: dict[tuple[int, int], Any] = {}
         self._fresh: dict[int, Any] = {}  # tid -> value, of tasks whose end the event loop has not heard of yet
         self._starts: dict[tuple[int, int], Start] = {}
-        self._peers: dict[int, _Peering] = {}
         self._events: list[Any] = []
         self._called = False
         self._closing = False
+        self._timers: list[asyncio.TimerHandle] = []
 
-    async def start(self, address: str = "tcp://127.0.0.1:0") -> None:
-        """Listen for other workers, and join the scheduler."""
+    async def start(self, address: str = "tcp://127.0.0.1:0", timeout: float = 10.0) -> None:
+        """Listen for other workers, and join the scheduler.
+
+        Raises:
+            CommError: this process cannot listen there, or the scheduler was not reached in so many seconds.
+        """
         self._loop = asyncio.get_running_loop()
         self.listener = await listen(
             address, self._peer_came, token=self.token, role="worker", options=Options(kinds=KINDS)
@@ -166,8 +156,17 @@ class WorkerNode:
             prepare=self._prepare,
             finish=self._finish,
             cells=self._cells,
+            output=self._output,
         )
-        await self._join(10.0)
+        try:
+            await self._join(timeout)
+        except BaseException:
+            self.listener.close()
+            self.executor.close()
+            raise
+        if self._output is not None:
+            self._output.__enter__()
+        self._timers = [self._loop.call_later(LOOK, self._look), self._loop.call_later(SIGN, self._sign)]
 
     async def _join(self, timeout: float) -> None:
         self.connection = await connect(
@@ -178,24 +177,52 @@ class WorkerNode:
             timeout=timeout,
             options=Options(kinds=KINDS),
         )
-        self.functions.clear()
-        self.addresses.clear()
+        self.functions = {}
+        self.transfers.addresses.clear()
         self.connection.start(self._heard, self._lost_scheduler)
         self.connection.send(
-            WorkerHello(self.name, self.threads, self.limit, self.resources, str(self.listener.address), os.getpid())
+            WorkerHello(
+                self.name,
+                self.threads,
+                self.limit,
+                self.resources,
+                self.address,
+                os.getpid(),
+                self.launch,
+                self.machine.number,
+                _about(),
+            )
         )
+
+    @property
+    def address(self) -> str:
+        """Where others reach this worker: with the address by which it has reached the scheduler, where it listens at all."""
+        own = str(self.listener.address)
+        scheme, _, rest = own.partition("://")
+        host, _, port = rest.rpartition(":")
+        if host in ("0.0.0.0", "[::]") and self.connection is not None:
+            local = self.connection.local.partition("://")[2].rpartition(":")[0]
+            return f"{scheme}://{local or host}:{port}"
+        return own
 
     async def close(self) -> None:
         """Leave."""
+        if self._closing:
+            return
         self._closing = True
+        for timer in self._timers:
+            timer.cancel()
         self.listener.close()
-        for peering in list(self._peers.values()):
-            peering.close()
+        self.transfers.close()
         if self.connection is not None:
+            self.connection.send(Bye())
             self.connection.close()
-        self.executor.close()
+        if self._output is not None:
+            self._output.__exit__()
+        await self._loop.run_in_executor(None, self.executor.close)
         if self._cells is not None and not self.executor.size():
             self._cells.close()
+        self.values.close()
         self.finished.set()
 
     # --- the scheduler
@@ -204,11 +231,17 @@ class WorkerNode:
         for message in messages:
             kind = type(message)
             if kind is Functions:
-                self.functions.update(zip(message.numbers, message.payloads, strict=True))
+                for number, payload in zip(message.numbers, message.payloads, strict=True):
+                    self.functions[number] = _Function(payload)
             elif kind is Peers:
-                self.addresses.update(message.addresses)
+                self.transfers.addresses.update(message.addresses)
             elif kind is Welcome:
                 self._do(self.machine.connected(message.number))
+                if self.machine.paused and self.connection is not None:
+                    self.connection.send(Status(True, self._running()))
+            elif kind is Fetch:
+                if self.connection is not None:
+                    self.pieces.send(self.connection, message)
             else:
                 self._events.append(message)
         self._call()
@@ -217,20 +250,35 @@ class WorkerNode:
         self.connection = None
         if self._closing:
             return
+        _log.warning("worker %s has lost the scheduler at %s: %s", self.name, self.scheduler, reason)
         self._events.clear()
-        self._do(self.machine.disconnected())
+        withdrawn: list[Any] = self.executor.withdraw()
+        for key in withdrawn:
+            del self._starts[key]
+        self._do(self.machine.disconnected(withdrawn))
         self._loop.create_task(self._come_back())
 
     async def _come_back(self) -> None:
-        for n in range(60):
+        until = time.monotonic() + self.patience
+        problem: Exception | None = None
+        n = 0
+        while time.monotonic() < until and not self._closing:
             await asyncio.sleep(AGAIN[min(n, len(AGAIN) - 1)])
+            n += 1
             try:
                 await self._join(2.0)
                 return
-            except (CommError, OSError):
-                continue
-        print(f"taskloom worker {self.name}: the scheduler at {self.scheduler} is gone", file=sys.stderr)
-        await self.close()
+            except HandshakeError as error:
+                problem = error
+                break
+            except (CommError, OSError) as error:
+                problem = error
+        if not self._closing:
+            print(
+                f"taskloom worker {self.name}: the scheduler at {self.scheduler} is gone, so this worker ends. {problem}",
+                file=sys.stderr,
+            )
+            await self.close()
 
     # --- the machine
 
@@ -241,73 +289,69 @@ class WorkerNode:
 
     def _work(self) -> None:
         self._called = False
+        if self._closing:
+            return
         events, self._events = self._events, []
         self._do(self.machine.handle(events, time.monotonic()))
 
     def _do(self, actions: list[Any]) -> None:
         starts: list[Any] = []
+        functions = self.functions
         for action in actions:
             kind = type(action)
             if kind is Start:
                 key = action.grant, action.tid
                 self._starts[key] = action
-                starts.append((key, action.tid, action, ()))
+                starts.append((key, action.tid, action, functions[action.function]))
             elif kind is Keep:
-                self.values[action.name] = self._results.pop((action.grant, action.tid))
+                value, size = self._results.pop((action.grant, action.tid))
+                self.values.put(action.name, value, size)
                 self._fresh.pop(action.tid, None)
             elif kind is Discard:
                 self._results.pop((action.grant, action.tid), None)
                 self._fresh.pop(action.tid, None)
             elif kind is Forget:
-                for tid in action.tids:
-                    self.values.pop(tid, None)
+                self.values.forget(action.tids)
             elif kind is Send:
-                self._give(action)
+                self._sender.send(action.peer, action.serial, action.tids)
             elif kind is Rename:
-                for old, new in action.names.items():
-                    self.values[new] = self.values.pop(old)
+                self.values.rename(action.names)
             elif kind is Stop:
                 self.executor.stop([(action.grant, action.tid)])
             elif kind is ClosePeers:
-                peers, self._peers = self._peers, {}
-                for peering in peers.values():
-                    peering.close()
+                self.transfers.forget_all()
             elif kind is Leave:
                 self._loop.create_task(self.close())
             elif action.peer is None:
                 if self.connection is not None:
                     self.connection.send(action.message)
-            else:
-                self._ask(action.peer, action.message)
+            elif not self.transfers.ask(action.peer, action.message):
+                self._events.append(PeerLost(action.peer))
+                self._call()
         if starts:
             self.executor.submit(starts)
 
     # --- tasks (the first two run in the executor's threads)
 
-    def _prepare(self, key: Any, start: Start, _: Any) -> tuple[Any, tuple[Any, ...]]:
-        payload = self.functions[start.function]
-        if type(payload) is Payload:
-            function = self.functions[start.function] = calls.open_function(payload)
-        else:
-            function = payload
-        values = self.values
+    def _prepare(self, key: Any, start: Start, function: Any) -> tuple[Any, tuple[Any, ...]]:
+        get = self.values.get
         try:
-            inputs = [values[d] for d in start.deps]
+            inputs = [get(d) for d in start.deps]
         except KeyError:
             inputs = [self._input(d) for d in start.deps]
-        return calls.call, (function, start.args, inputs)
+        return calls.call, (function.opened or function.open(), start.args, inputs)
 
     def _input(self, tid: int) -> Any:
         """A value that was made here, maybe just now: the event loop moves it from the one place to the other."""
-        for place in (self.values, self._fresh, self.values):
+        for get in (self.values.get, self._fresh.__getitem__, self.values.get):
             try:
-                return place[tid]
+                return get(tid)
             except KeyError:
                 continue
         raise _NotThere
 
     def _finish(self, key: Any, value: Any, seconds: float) -> Any:
-        size = _size_of(value)
+        size = sizeof(value)
         result = calls.pack_result(value, size) if self._starts[key].wanted else None
         self._fresh[key[1]] = value  # for tasks that were handed over behind this one
         return value, size, result
@@ -316,60 +360,110 @@ class WorkerNode:
         key: Any
         for key, kind, outcome, seconds in self.executor.collect():
             if kind == STUCK:
+                self._stuck(key, seconds)
                 continue
             del self._starts[key]
             if kind == DONE:
                 value, size, result = outcome
-                self._results[key] = value
+                self._results[key] = value, size
                 self._events.append(Ended(key[0], key[1], size, seconds, result))
             elif type(outcome) is _NotThere:
                 self._events.append(Unready(key[0], key[1]))
             else:
-                error = outcome if outcome is not None else RuntimeError("the task was stopped")
+                error = TaskCancelledError("the task was stopped") if kind == CANCELLED else outcome
                 cut_frames(error)
                 self._events.append(Raised(key[0], key[1], Payload([dump_error(error)])))
-        if self._events:
+        if self._output is not None:
+            pieces = self._output.take()
+            if pieces and self.connection is not None:
+                columns = [list(column) for column in zip(*pieces, strict=True)]
+                self.connection.send(Said([ticket[1] for ticket in columns[0]], *columns[1:]))
+        if self._events and not self._closing:
             self._work()
+
+    def _running(self) -> list[int]:
+        """Tids that the threads are at."""
+        return [key[1] for key in self.executor.running()]  # type: ignore[index]
+
+    def _stuck(self, key: Any, seconds: float) -> None:
+        """A task that was told to stop still runs. Its thread is lost until it ends: best to have another process."""
+        others = [other for other in self._starts if other not in self.machine.stopping]
+        words = (
+            f"a task that was cancelled {seconds:.0f} s ago does not stop: it is in native code, or catches everything"
+        )
+        if self._die is not None and not others and not self.machine.tasks:
+            self._leave(REPLACE, f"{words}. This process is replaced.")
+        else:
+            _log.warning("worker %s: %s. Its thread is not free until it ends.", self.name, words)
+
+    def _leave(self, code: int, words: str) -> None:
+        """End this process at once, nobody being blamed for it but the tasks that are to."""
+        _log.warning("worker %s: %s", self.name, words)
+        if code == REPLACE and self._cells is not None:
+            self._cells.close()  # nobody is to be blamed
+        if self._die is not None:
+            self._die(code)
+
+    # --- memory, and signs of life
+
+    def _look(self) -> None:
+        self._timers[0] = self._loop.call_later(LOOK, self._look)
+        for order in self.values.check():
+            if type(order) is Terminate:
+                if self._die is not None:
+                    self._leave(MEMORY, "it has more than 95 % of its memory limit, and is replaced")
+                continue
+            paused = type(order) is Pause
+            if paused or type(order) is Resume:
+                self._events.append(Paused(paused))
+                if self.connection is not None:
+                    self.connection.send(Status(paused, self._running()))
+                self._call()
+
+    def _sign(self) -> None:
+        self._timers[1] = self._loop.call_later(SIGN, self._sign)
+        if self.connection is not None:
+            vitals = self.values.vitals()
+            vitals["running"] = len(self.executor.running())
+            vitals["ready"] = len(self.machine.tasks)
+            self.connection.send(Vitals(vitals))
 
     # --- other workers, and clients that fetch
 
-    def _ask(self, number: int, message: Any) -> None:
-        peering = self._peers.get(number)
-        if peering is None:
-            address = self.addresses.get(number)
-            if address is None:
-                self._events.append(PeerLost(number))
-                self._call()
-                return
-            peering = self._peers[number] = _Peering(self, number, address)
-        peering.send(message)
+    def _took(self, number: int, message: Any) -> None:
+        """Values of another worker have come; they are opened where they are used first."""
+        tids, sizes = [], []
+        for tid, size, value in zip(message.tids, message.sizes, message.values, strict=True):
+            if tid < 0:  # it cannot be sent; the value says why
+                self._events.append(Spoiled(number, -tid, Payload([value.parts[0]])))
+                continue
+            if self.values.is_slow(value):
+                opening = self._loop.run_in_executor(None, self.values.receive, tid, value)
+                got = Got(number, message.serial, [tid], [size])
+                opening.add_done_callback(lambda _, got=got: self._opened(got))  # type: ignore[misc]
+                continue
+            self.values.receive(tid, value)
+            tids.append(tid)
+            sizes.append(size)
+        if tids:
+            self._opened(Got(number, message.serial, tids, sizes))
+        self._call()
 
-    def took(self, number: int, message: Any) -> None:
-        """Values of another worker have come."""
-        if type(message) is Give:
-            sizes = []
-            for tid, value in zip(message.tids, message.values, strict=True):
-                if tid not in self.values:
-                    self.values[tid] = calls.open_value(value)
-                sizes.append(_size_of(self.values[tid]))
-            self._events.append(Got(number, message.serial, message.tids, sizes))
-            self._call()
+    def _opened(self, got: Got) -> None:
+        self._events.append(got)
+        self._call()
 
-    def lost_peer(self, peering: _Peering) -> None:
-        """A connection to another worker is gone."""
-        if self._peers.get(peering.number) is peering:
-            del self._peers[peering.number]
-            self._events.append(PeerLost(peering.number))
-            self._call()
+    def _lost_peer(self, number: int) -> None:
+        self._events.append(PeerLost(number))
+        self._call()
 
     def _peer_came(self, connection: Connection) -> None:
         def on_messages(messages: list[Any]) -> None:
             for message in messages:
-                if type(message) is PeerHello:
-                    if message.number >= 0 and message.number != self.machine.number:
-                        connection.close()  # it means somebody who was here before
-                elif type(message) in (Ask, Unask):
+                if type(message) in (Ask, Unask):
                     self._events.append(PeerAsks(connection, message))
+                elif message.number >= 0 and message.number != self.machine.number:
+                    connection.close()  # it means somebody who was here before
             self._call()
 
         def on_close(reason: CommError | None) -> None:
@@ -378,45 +472,58 @@ class WorkerNode:
 
         connection.start(on_messages, on_close)
 
-    def _give(self, action: Send) -> None:
-        values, tids = [], []
-        for tid in action.tids:
-            try:
-                values.append(calls.pack_value(self.values[tid]))
-                tids.append(tid)
-            except Exception as error:  # it does not pickle: who asked has to know why
-                values.append(Payload([dump_error(error), b""]))
-                tids.append(-tid)
-        action.peer.send(Give(action.serial, tids, [payload.nbytes for payload in values], values))
+
+class _Function:
+    """A function as it came, and as it is called; opened where it is called first, so that its error is that task's."""
+
+    __slots__ = ("opened", "payload")
+
+    def __init__(self, payload: Any) -> None:
+        self.payload = payload
+        self.opened: Any = None
+
+    def open(self) -> Any:
+        """The function."""
+        self.opened = calls.open_function(self.payload)
+        return self.opened
 
 
-def _size_of(value: Any) -> int:
-    size = getattr(value, "nbytes", None)
-    if isinstance(size, int):
-        return size
-    return sys.getsizeof(value)
+def _about() -> dict[str, Any]:
+    """What people want to know of a worker."""
+    found: dict[str, Any] = {"host": socket.gethostname()}
+    found["versions"] = {"python": platform.python_version(), "taskloom": taskloom.__version__}
+    for name in ("msgpack", "cloudpickle", "numpy", "pandas"):
+        version = getattr(sys.modules.get(name), "__version__", None)
+        if version is not None:
+            found["versions"][name] = str(version)
+    uid = os.environ.get("TASKLOOM_POD_UID")
+    if uid:
+        found["pod_uid"] = uid
+    return found
 
 
 def run_worker(
     scheduler: str,
     token: str,
-    tell: Callable[[str], None] | None = None,
+    tell: Callable[[str], object] | None = None,
     listen_at: str = "tcp://127.0.0.1:0",
+    timeout: float = 10.0,
     **options: Any,
 ) -> None:
-    """Run a worker in this process until its scheduler is gone.
+    """Run a worker in this process until its scheduler is gone, or has retired it.
 
     Args:
         tell: called with its own address when it has joined.
         listen_at: where other workers are to reach it.
+        timeout: seconds to reach the scheduler.
         options: those of :class:`WorkerNode`.
     """
 
     async def main() -> None:
         node = WorkerNode(scheduler, token, **options)
-        await node.start(listen_at)
+        await node.start(listen_at, timeout)
         if tell is not None:
-            tell(str(node.listener.address))
+            tell(node.address)
         await node.finished.wait()
 
     asyncio.run(main())

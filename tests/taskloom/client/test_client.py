@@ -16,6 +16,7 @@ import pytest
 
 import taskloom
 from taskloom.client import Client
+from taskloom.deploy.local import LocalCluster
 from taskloom.errors import ClusterError, HandshakeError, MissingKeyError, WorkerDiedError
 
 
@@ -125,7 +126,7 @@ def test_collections_run_on_a_live_client(client):
     def where(_):
         return os.getpid()
 
-    workers = {process.pid for process in client._cluster._processes}
+    workers = set(client._cluster.worker_pids.values())
     assert taskloom.delayed(where)(1).compute() in workers
     assert set(taskloom.bag.from_sequence(range(10), npartitions=5).map(where).compute()) <= workers
     assert taskloom.delayed(where)(1).compute(scheduler="sync") == os.getpid()
@@ -140,14 +141,14 @@ def test_a_timeout(client):
         client.submit(time.sleep, 0.5).result(timeout=0.05)
 
 
-def test_what_is_dropped_is_forgotten(client):
-    machine = client._cluster.scheduler.machine
-    before = machine.tasks.live  # of tests whose tracebacks still hold a future
-    futures = client.map(inc, range(100))
-    client.gather(futures)
-    assert machine.tasks.live >= 100
-    del futures
-    until(lambda: machine.tasks.live <= before)
+def test_what_is_dropped_is_forgotten():
+    with LocalCluster(processes=False) as cluster, Client(cluster.address, token=cluster.token) as client:
+        machine = cluster._node[0].machine
+        futures = client.map(inc, range(100))
+        client.gather(futures)
+        assert machine.tasks.live >= 100
+        del futures
+        until(lambda: not machine.tasks.live)
 
 
 def test_from_several_threads_at_once(client):
@@ -170,7 +171,7 @@ def test_a_worker_that_is_killed_loses_nothing():
         made = client.map(np.full, [1000] * 20, range(20))
         client.gather(made)
         until(lambda: any(future.done() for future in slow))
-        os.kill(client._cluster._processes[0].pid, signal.SIGKILL)
+        os.kill(next(iter(client._cluster.worker_pids.values())), signal.SIGKILL)
         assert client.gather(slow) == list(range(300))
         assert [int(array[0]) for array in client.gather(made)] == list(range(20))
 

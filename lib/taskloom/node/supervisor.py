@@ -1,0 +1,556 @@
+"""The supervisor of one machine: it starts worker processes, watches them, replaces those that die, and says why they died.
+
+::
+
+    supervisor = Supervisor("tcp://127.0.0.1:8786", token, count=4, threads=1, limit=2 << 30)
+    await supervisor.start()
+    ...
+    await supervisor.close()
+
+It lives in an event loop of the program that wants the workers: the ``taskloom worker`` command, or a LocalCluster's thread. Its
+processes end with that program, in whatever way it ends. To the scheduler it has a connection of its own, by which it
+says who has died of what; see :mod:`taskloom.node.hosts`.
+
+A worker is replaced when its process ends otherwise than it was asked to, is stuck in a task that was cancelled, or takes more
+memory than it may. One that ends before it has joined is tried again, each time later; one that says that it is of no
+use to try again is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import psutil
+
+from taskloom.core.messages import KINDS, Died, Leaving, Restart, Stopped, SupervisorHello, Vitals
+from taskloom.errors import CommError, WorkerDiedError
+from taskloom.local.pool import describe_exit
+from taskloom.net import Connection, Options, connect
+from taskloom.node.cell import read_running
+from taskloom.node.codes import MEMORY, REFUSED, REPLACE
+from taskloom.system import thread_limits
+
+__all__ = ["Supervisor", "spawn"]
+
+LOOK = 0.25  # seconds between looks at the processes: memory, stopped or not
+SIGN = 1.0  # seconds between signs of life to the scheduler
+STOPPED = 1.0  # seconds that a process must be stopped before that is told
+TERMINATE = 0.95  # of the memory limit: above, a worker is ended before the system does it, to whomever it chooses
+BACKOFF = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds until a worker that did not even join is tried again
+LINES = 20  # of stderr that are kept, to say why a process has died
+PATIENCE = 5.0  # seconds that a worker has for leaving when it is asked to
+
+
+def spawn(
+    kind: str, hello: dict[str, Any], *, environ: dict[str, str] | None = None, fds: Sequence[int] = (), **popen: Any
+) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a process of ours that ends with this one.
+
+    Args:
+        kind: "worker" or "scheduler", see :mod:`taskloom.node.__main__`.
+        hello: what it is to be; plain values.
+        environ: variables, beside those that are here.
+        fds: descriptors that it is to have.
+        popen: for :class:`subprocess.Popen`.
+
+    Returns:
+        The process, and the descriptor that keeps it alive: it ends when that is closed, and so when this process ends.
+    """
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, **(environ or {}), "PYTHONPATH": path}
+    theirs, ours = os.pipe()
+    command = [sys.executable, *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
+    # -P: what lies in the working directory must not stand in for a module that the child needs
+    command += ["-P", "-m", "taskloom.node", kind, str(theirs)]
+    # a Ctrl-C before the child has its handler must not be its end, with a traceback on everybody's terminal
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, env=env, pass_fds=(theirs, *fds), **popen)
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+        os.close(theirs)
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it has died already
+        process.stdin.write(json.dumps(hello).encode())
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    return process, ours
+
+
+class _Worker:
+    """A worker that there is to be, and the process that is it now."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.launch = ""
+        self.process: subprocess.Popen[bytes] | None = None
+        self.about: psutil.Process | None = None
+        self.life = -1
+        self.joined = ""  # its address, once it has joined
+        self.failures = 0  # starts in a row that did not get so far
+        self.ending = False  # it was asked to
+        self.lines: deque[str] = deque(maxlen=LINES)
+        self.stopped_since = 0.0
+        self.words = ""  # why we have killed it
+        self.gone: asyncio.Event = asyncio.Event()
+        self.cells = ""
+
+
+class Supervisor:
+    """Worker processes of one machine.
+
+    Args:
+        scheduler: the address of their scheduler.
+        token: what it and they have to know.
+        count: how many there are to be.
+        threads: how many tasks each runs at a time.
+        limit: bytes of memory that each may have; 0: no limit.
+        name: of the workers: each is called so, with a dash and a number where there are several.
+        resources: what each has that tasks can ask for.
+        listen_at: where other workers are to reach them.
+        folder: where values go that do not fit into memory.
+        tell: called with words about what happens: a worker that has joined, died, is started again.
+        options: others for each worker, see :class:`taskloom.node.worker.WorkerNode`.
+
+    Attributes:
+        finished: set when no worker is left that there should be: all have left, or are of no use to start.
+        problem: why the last one is of no use; "" while there is no reason.
+    """
+
+    def __init__(
+        self,
+        scheduler: str,
+        token: str,
+        *,
+        count: int = 1,
+        threads: int = 1,
+        limit: int = 0,
+        name: str = "",
+        resources: dict[str, float] | None = None,
+        listen_at: str = "tcp://127.0.0.1:0",
+        folder: str | None = None,
+        tell: Callable[[str], object] | None = None,
+        first: int = 0,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self.token = token
+        self.threads = threads
+        self.limit = limit
+        self.name = name or f"{socket.gethostname()}-{os.getpid()}"
+        self.resources = resources or {}
+        self.listen_at = listen_at
+        self.folder = folder
+        self.options = options or {}
+        self.finished = asyncio.Event()
+        self.problem = ""
+        self.workers: dict[str, _Worker] = {}
+        self._first = first
+        self._tell = tell or (lambda words: None)
+        self._count = count
+        self._numbers = 0
+        self._scratch = ""
+        self._connection: Connection | None = None
+        self._closing = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._news = asyncio.Event()  # somebody has joined or ended
+
+    # --- for who drives it
+
+    async def start(self) -> None:
+        """Start the workers, and connect to the scheduler; does not wait for either."""
+        self._scratch = tempfile.mkdtemp(prefix="taskloom-")
+        self._do(self._report())
+        self._do(self._watch())
+        self.scale(self._count)
+
+    def scale(self, count: int) -> list[str]:
+        """Have so many workers: start others, or end the newest ones.
+
+        Returns:
+            The names of those that are to end; they leave once the scheduler has retired them, or are ended by :meth:`end`.
+        """
+        self._count = count
+        while len(self.workers) < count:
+            number = self._first + self._numbers
+            self._numbers += 1
+            single = self._count == 1 and not number and self._first == 0
+            worker = _Worker(self.name if single else f"{self.name}-{number}")
+            self.workers[worker.name] = worker
+            self._launch(worker)
+        surplus = list(self.workers)[count:]
+        for name in surplus:
+            self.workers[name].ending = True
+        return surplus
+
+    async def joined(self, count: int | None = None) -> None:
+        """Wait until so many workers have joined; by default all that there are to be.
+
+        Raises:
+            WorkerDiedError: they are of no use to start; says why.
+        """
+        while sum(bool(worker.joined) for worker in self.workers.values()) < (self._count if count is None else count):
+            if self.finished.is_set():
+                raise WorkerDiedError(self.problem or "the workers have left")
+            await self._news.wait()
+
+    async def end(self, names: Iterable[str], patience: float = PATIENCE) -> None:
+        """End these workers, politely at first."""
+        waiting = []
+        for name in names:
+            worker = self.workers.get(name)
+            if worker is not None:
+                worker.ending = True
+                if worker.process is not None and worker.process.poll() is None:
+                    worker.process.terminate()
+                    waiting.append(worker)
+        try:
+            async with asyncio.timeout(patience):
+                for worker in waiting:
+                    await worker.gone.wait()
+        except TimeoutError:
+            for worker in waiting:
+                if worker.process is not None:
+                    worker.process.kill()
+            for worker in waiting:
+                await worker.gone.wait()
+
+    async def retire(self, names: Sequence[str], patience: float = 60.0) -> None:
+        """Have workers leave once others have what they hold; end those that have not by then."""
+        workers = [self.workers[name] for name in names if name in self.workers]
+        for worker in workers:
+            worker.ending = True
+        if self._connection is not None:
+            self._connection.send(Leaving([worker.launch for worker in workers]))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    for worker in workers:
+                        await worker.gone.wait()
+        await self.end([worker.name for worker in workers])
+
+    async def close(self, patience: float = PATIENCE) -> None:
+        """End them all."""
+        self._closing = True
+        await self.end(list(self.workers), patience)
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._connection is not None:
+            self._connection.close()
+            await self._connection.wait_closed()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self.finished.set()
+        self._announce()
+
+    def kill(self) -> None:
+        """End them all at once; for when there is no time."""
+        self._closing = True
+        for worker in self.workers.values():
+            if worker.process is not None and worker.process.poll() is None:
+                worker.process.kill()
+                worker.process.wait()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    # --- processes
+
+    def _do(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _announce(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def _launch(self, worker: _Worker) -> None:
+        worker.launch = secrets.token_hex(8)
+        worker.joined = ""
+        worker.words = ""
+        worker.stopped_since = 0.0
+        worker.lines.clear()
+        worker.gone = asyncio.Event()
+        worker.cells = os.path.join(self._scratch, f"{worker.launch}.running")
+        ours, theirs = os.pipe()
+        hello = {
+            "scheduler": self.scheduler,
+            "token": self.token,
+            "name": worker.name,
+            "threads": self.threads,
+            "limit": self.limit,
+            "resources": self.resources,
+            "listen_at": self.listen_at,
+            "folder": self.folder,
+            "cells": worker.cells,
+            "launch": worker.launch,
+            "tell": theirs,
+            "path": sys.path,
+            "argv": sys.argv,
+            **self.options,
+        }
+        limits = thread_limits(self.threads * max(1, self._count))
+        try:
+            worker.process, worker.life = spawn("worker", hello, environ=limits, fds=(theirs,), stderr=subprocess.PIPE)
+        finally:
+            os.close(theirs)
+        try:
+            worker.about = psutil.Process(worker.process.pid)
+        except psutil.NoSuchProcess:
+            worker.about = None
+        self._do(self._follow(worker, worker.process, ours))
+        self._hello()
+
+    async def _follow(self, worker: _Worker, process: subprocess.Popen[bytes], told: int) -> None:
+        """See a process through to its end."""
+        loop = asyncio.get_running_loop()
+        assert process.stderr is not None
+        stderr = _Lines(loop, process.stderr.fileno(), lambda line: self._wrote(worker, line))
+        words = _Lines(loop, told, lambda line: self._joined(worker, line))
+        try:
+            await _ended(loop, process)
+            await stderr.ended(0.5)
+        finally:
+            stderr.close()
+            words.close()
+            process.stderr.close()
+            os.close(told)
+            os.close(worker.life)
+            if process.poll() is None:  # we are being closed
+                process.kill()
+                process.wait()
+            worker.gone.set()
+        self._ended(worker, process.returncode)
+
+    def _wrote(self, worker: _Worker, line: str) -> None:
+        worker.lines.append(line)
+        try:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+        except (OSError, ValueError, AttributeError):  # nobody is there to read it
+            pass
+
+    def _joined(self, worker: _Worker, line: str) -> None:
+        worker.joined = line
+        worker.failures = 0
+        self._tell(f"worker {worker.name} at {line}")
+        self._announce()
+
+    def _ended(self, worker: _Worker, code: int) -> None:
+        """A process has ended: what was it, and what now?"""
+        running: list[int] | None = None
+        try:
+            running = list(read_running(worker.cells).tids)
+        except (OSError, ValueError):
+            if code in (0, REPLACE) or worker.ending:
+                running = []
+        with contextlib.suppress(OSError):
+            os.unlink(worker.cells)
+        words = worker.words or _why(code)
+        if code not in (0, REPLACE, MEMORY) and worker.lines:
+            words += "; its last words: " + " | ".join(list(worker.lines)[-5:])[-1000:]
+        if self._connection is not None:
+            self._connection.send(Died(worker.launch, [] if worker.ending else running, words))
+        if self._closing or worker.ending or code == 0:
+            self._remove(worker)
+            return
+        if not worker.joined:
+            worker.failures += 1
+            if code == REFUSED or worker.failures > len(BACKOFF):
+                self.problem = worker.lines[-1] if worker.lines else words
+                self._remove(worker)
+                return
+            self._tell(f"worker {worker.name} {words}; it is tried again")
+            self._do(self._launch_later(worker, BACKOFF[worker.failures - 1]))
+            return
+        self._tell(f"worker {worker.name} {words}; another one is started")
+        self._launch(worker)
+
+    async def _launch_later(self, worker: _Worker, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        if not self._closing and not worker.ending and worker.name in self.workers:
+            self._launch(worker)
+        else:
+            self._remove(worker)
+
+    def _remove(self, worker: _Worker) -> None:
+        self.workers.pop(worker.name, None)
+        self._hello()
+        if not self.workers and self._count:
+            self.finished.set()
+        self._announce()
+
+    # --- the scheduler
+
+    def _hello(self) -> None:
+        if self._connection is not None:
+            launches = [worker.launch for worker in self.workers.values()]
+            self._connection.send(SupervisorHello(socket.gethostname(), os.getpid(), launches))
+
+    async def _report(self) -> None:
+        """Be connected to the scheduler, now and again."""
+        while True:
+            try:
+                connection = await connect(
+                    self.scheduler,
+                    token=self.token,
+                    role="supervisor",
+                    wants="scheduler",
+                    timeout=10.0,
+                    options=Options(kinds=KINDS),
+                )
+            except (CommError, OSError):  # the workers say so, in their own words
+                await asyncio.sleep(1.0)
+                continue
+            lost = asyncio.Event()
+            connection.start(self._heard, lambda reason, lost=lost: lost.set())  # type: ignore[misc]
+            self._connection = connection
+            self._hello()
+            try:
+                await lost.wait()
+            finally:
+                if not self._closing:
+                    self._connection = None
+            await asyncio.sleep(0.05)
+
+    def _heard(self, messages: list[Any]) -> None:
+        for message in messages:
+            if type(message) is Restart:
+                for worker in self.workers.values():
+                    if worker.launch in message.launches and worker.process is not None:
+                        worker.words = "was restarted, as a client has asked for"
+                        worker.process.kill()
+
+    # --- looking after them
+
+    async def _watch(self) -> None:
+        signed = 0.0
+        while True:
+            await asyncio.sleep(LOOK)
+            now = time.monotonic()
+            for worker in list(self.workers.values()):
+                if worker.process is not None and worker.process.returncode is None and worker.about is not None:
+                    with contextlib.suppress(psutil.Error):
+                        self._look(worker, worker.about, now)
+            if self._connection is not None and now >= signed:
+                signed = now + SIGN
+                memory = psutil.virtual_memory()
+                self._connection.send(
+                    Vitals(
+                        {"memory_bytes": memory.total, "available_bytes": memory.available, "cpus": os.cpu_count() or 1}
+                    )
+                )
+
+    def _look(self, worker: _Worker, about: psutil.Process, now: float) -> None:
+        if about.status() == psutil.STATUS_STOPPED:
+            if not worker.stopped_since:
+                worker.stopped_since = now
+            elif worker.stopped_since > 0 and now - worker.stopped_since >= STOPPED:
+                worker.stopped_since = -1.0  # told
+                self._tell(f"worker {worker.name} is stopped (SIGSTOP); what it was doing is done elsewhere")
+                if self._connection is not None:
+                    self._connection.send(Stopped(worker.launch))
+        else:
+            worker.stopped_since = 0.0
+        if self.limit and worker.process is not None:
+            memory = about.memory_info()
+            # pages of mapped files, the store's on disk above all, are given back when they are wanted
+            rss = memory.rss - getattr(memory, "shared", 0)
+            if rss > TERMINATE * self.limit:
+                taken, limit = f"{rss / 2**20:,.0f} MiB", f"{self.limit / 2**20:,.0f} MiB"
+                worker.words = f"was ended as it took {taken} of memory, and its limit is {limit}"
+                worker.process.kill()
+
+
+def _why(code: int) -> str:
+    if code == REPLACE:
+        return "was replaced, as a task that was cancelled did not stop"
+    if code == MEMORY:
+        return "was replaced, as its memory was nearly full"
+    return describe_exit(code)
+
+
+async def _ended(loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of a process."""
+    if hasattr(os, "pidfd_open"):
+        try:
+            fd = os.pidfd_open(process.pid)
+        except OSError:
+            fd = -1
+        if fd >= 0:
+            ended = asyncio.Event()
+            loop.add_reader(fd, ended.set)
+            try:
+                await ended.wait()
+            finally:
+                loop.remove_reader(fd)
+                os.close(fd)
+            process.wait()
+            return
+    while process.poll() is None:
+        await asyncio.sleep(0.05)
+
+
+class _Lines:
+    """Reads lines from a pipe as they come."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, tell: Callable[[str], object]) -> None:
+        self._loop = loop
+        self._fd = fd
+        self._tell = tell
+        self._rest = b""
+        self._end = asyncio.Event()
+        os.set_blocking(fd, False)
+        loop.add_reader(fd, self._read)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._fd, 65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            if self._rest:
+                self._say(self._rest)
+                self._rest = b""
+            self._loop.remove_reader(self._fd)
+            self._end.set()
+            return
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > 100_000:  # somebody who writes no lines
+            lines.append(self._rest)
+            self._rest = b""
+        for line in lines:
+            self._say(line)
+
+    def _say(self, line: bytes) -> None:
+        self._tell(line.decode("utf-8", "replace"))
+
+    async def ended(self, seconds: float) -> None:
+        """Wait for the end of the pipe, so long at most: a program that a task has started may still hold it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._end.wait()
+
+    def close(self) -> None:
+        """Read no more."""
+        if not self._end.is_set():
+            self._loop.remove_reader(self._fd)
