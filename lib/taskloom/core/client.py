@@ -6,7 +6,9 @@ again to a scheduler that has started anew; what workers still hold of them is n
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from taskloom.core.messages import (
@@ -21,6 +23,7 @@ from taskloom.core.messages import (
     Options,
     Pending,
     Release,
+    Resend,
     Retry,
     Submit,
 )
@@ -71,6 +74,7 @@ class ClientMachine:
         self._known = 0  # functions that this scheduler has been told of
         self._blocks: list[Submit] = []
         self._kept = 0  # how many there were when it was last looked which are needed
+        self._asked: dict[int, None] = {}  # counters of data that the scheduler wants once more
         self._pinned: dict[int, None] = {}  # counters with a pin: of graphs of which there is more to come
 
     def submit(
@@ -166,6 +170,7 @@ class ClientMachine:
     def connected(self) -> list[Any]:
         """A scheduler that does not know us: all that is still wanted."""
         self._known = 0
+        self._asked.clear()
         messages: list[Any] = [Back([block.first for block in self._blocks]), *self._new_functions()]
         # What a later submission needs is pinned until all are there: its own graph may have ended long ago. What one needs
         # that is still to come stays pinned.
@@ -191,7 +196,7 @@ class ClientMachine:
         return messages
 
     def handle(self, messages: Sequence[Any]) -> list[int]:
-        """Messages of the scheduler; counters of the wishes that have changed."""
+        """Messages of the scheduler; counters of the wishes that have changed. :meth:`to_send` says what to answer."""
         changed: list[int] = []
         wishes = self.wishes
         for message in messages:
@@ -214,6 +219,40 @@ class ClientMachine:
                     if counter in wishes:
                         wishes[counter] = _PENDING
                         changed.append(counter)
+            elif kind is Resend:
+                self._asked.update(dict.fromkeys(message.counters))
             else:
                 raise TypeError(f"no message for a client: {message!r}")
         return changed
+
+    def to_send(self) -> list[Any]:
+        """Messages to the scheduler that what it said calls for: data that is lost with its workers, once more.
+
+        What it asks for and is not here any more was released: word of that is under way.
+        """
+        if not self._asked:
+            return []
+        asked, self._asked = sorted(self._asked), {}
+        firsts = [block.first for block in self._blocks]
+        found: list[tuple[int, int]] = []  # which block, which counter
+        for counter in asked:
+            at = bisect_right(firsts, counter) - 1
+            if at >= 0 and counter < firsts[at] + len(self._blocks[at].functions):
+                found.append((at, counter))
+        messages = []
+        for (at, _), run in groupby(enumerate(found), key=lambda item: (item[1][0], item[1][1] - item[0])):
+            counters = [counter for _, (_, counter) in run]
+            block = self._blocks[at]
+            part = slice(counters[0] - block.first, counters[-1] + 1 - block.first)
+            flags = bytes([self._says_of(counter) for counter in counters])
+            columns = block.functions[part], block.args[part], block.deps[part], flags
+            messages.append(Submit(counters[0], *columns, block.options))
+        return messages
+
+    def _says_of(self, counter: int) -> int:
+        """What the client wants of a task: the flags of a Submit."""
+        wish = self.wishes.get(counter)
+        pin = PIN if counter in self._pinned else 0
+        if wish is None:
+            return pin
+        return KEEP if wish.state == FAILED else WISH | pin

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from taskloom.core.client import ClientMachine
 from taskloom.core.messages import PIN, Adopted, Fetched
 from taskloom.core.scheduler.machine import Scheduler
+from taskloom.core.scheduler.outbox import Outbox
 from taskloom.core.scheduler.placing import Placing
 from taskloom.core.scheduler.state import DONE, SENT, SLOT
 from taskloom.core.worker import WorkerMachine
@@ -291,6 +292,9 @@ MUTATIONS = (
     Mutation("restrictions to workers do not count", Placing, "may_run", _always),
     Mutation("a worker that is to go goes with its values", Scheduler, "_evacuate", _retired_at_once),
     Mutation("a worker that is paused runs nothing", WorkerMachine, "_begin", _sleep_when_paused),
+    Mutation("nobody is asked for data that is lost", Outbox, "resend", _nothing),
+    Mutation("a client that is asked for data does not answer", ClientMachine, "to_send", _empty),
+    Mutation("data that is sent again is not taken", Scheduler, "_resent", _nothing),
     Mutation("slots are not given back", Scheduler, "_sweep", _nothing),
 )
 

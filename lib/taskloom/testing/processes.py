@@ -357,6 +357,7 @@ class SimulatedClient:
         if down is not self.down:
             return
         self.machine.handle([message])
+        self.say(self.machine.to_send())
         if type(message) is Done:
             for counter, result in zip(message.counters, message.results, strict=True):
                 if result is None or self.cluster.draw.random() < 0.2:
@@ -429,7 +430,8 @@ class SimulatedClient:
         count = draw.randint(1, cluster.profile.widest)
         first = self.machine.next_counter
         functions, args, deps = [], [], []
-        shape = draw.choice(("any", "chain", "wide", "any", "fan"))
+        shape = draw.choice(("any", "chain", "wide", "any", "fan", "data"))
+        is_data = shape == "data"
         alive = [c for c in self.machine.wishes if self.machine.wishes[c].state != FAILED]
         for k in range(count):
             function: tuple[Any, ...] = ("f", draw.randrange(3))
@@ -437,7 +439,9 @@ class SimulatedClient:
                 function = ("raise",)
             elif cluster.kills and draw.random() < 0.005:
                 function = ("kill",)
-            if shape == "chain":
+            if is_data:
+                function, needed = ("data",), set()
+            elif shape == "chain":
                 needed = {first + k - 1} if k else set()
             elif shape == "wide":
                 needed = set() if k < count - 1 else set(range(first, first + k))
@@ -446,7 +450,7 @@ class SimulatedClient:
             else:
                 low = max(0, k - 8)
                 needed = {first + draw.randrange(low, k) for _ in range(draw.randrange(4))} if k else set()
-            if alive and draw.random() < 0.15:
+            if alive and not is_data and draw.random() < 0.15:
                 needed.add(draw.choice(alive))
             functions.append((function, function))
             args.append(draw.randrange(1000))
@@ -459,6 +463,7 @@ class SimulatedClient:
             workers=draw.choice(((), (), (), ("w0", "w1"))),
             resources=draw.choice(((), (), (), (("GPU", 1.0),))),
             deaths=draw.choice((3, 3, 1, 0)),
+            data=is_data,
         )
         for k in range(count):
             self.calls.append((functions[k][1], args[k], deps[k]))

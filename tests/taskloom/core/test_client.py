@@ -17,6 +17,7 @@ from taskloom.core.messages import (
     Options,
     Pending,
     Release,
+    Resend,
     Retry,
     Status,
     Submit,
@@ -165,3 +166,63 @@ def test_but_not_what_others_are_made_of():
         submit(client, (n - 1,) if n else ())
     client.release(range(99))
     assert client.connected()[0] == Back(list(range(100)))
+
+
+# --- data that is lost
+
+
+def scattered(client, *values):
+    options = Options(data=True)
+    return client.submit([F] * len(values), list(values), [()] * len(values), bytes([WISH]) * len(values), options)
+
+
+def sent_again(first, *values, wanted):
+    count = len(values)
+    return Submit(first, [0] * count, list(values), [()] * count, bytes(wanted), Options(data=True))
+
+
+def test_data_is_sent_again_when_the_scheduler_asks_for_it():
+    client = machine()
+    scattered(client, "a", "b", "c", "d")
+    assert client.to_send() == []
+    assert client.handle([Pending([1]), Resend([1, 3]), Resend([2])]) == [1]
+    assert client.to_send() == [sent_again(1, "b", "c", "d", wanted=[WISH] * 3)]
+    assert client.to_send() == []
+
+
+def test_it_says_what_is_wanted_by_now():
+    client = machine()
+    scattered(client, "a", "b", "c")
+    submit(client, (0,))
+    client.handle([Resend([0, 1, 2])])
+    client.handle([Erred([1], [1], ["error"])])
+    client.release([0])
+    assert client.to_send() == [sent_again(0, "a", "b", "c", wanted=[0, KEEP, WISH])]
+
+
+def test_of_what_it_does_not_have_it_says_nothing():
+    client = machine()
+    assert client.handle([Resend([0, 5])]) == []
+    assert client.to_send() == []
+    scattered(client, "a", "b")
+    client.handle([Resend([1, 2, 3, 9])])
+    assert client.to_send() == [sent_again(1, "b", wanted=[WISH])]
+    client.release([0, 1])
+    client.handle([Resend([1])])
+    assert client.to_send() == []
+
+
+def test_of_several_submissions_each_is_answered_for():
+    client = machine()
+    scattered(client, "a", "b")
+    scattered(client, "c", "d")
+    client.handle([Resend([0, 1, 2])])
+    assert client.to_send() == [sent_again(0, "a", "b", wanted=[WISH] * 2), sent_again(2, "c", wanted=[WISH])]
+
+
+def test_who_connects_anew_sends_all_and_answers_nothing_else():
+    client = machine()
+    scattered(client, "a")
+    client.handle([Resend([0])])
+    assert [type(message) for message in client.connected()] == [Back, Functions, Submit, Submit]
+    assert client.to_send() == []

@@ -6,7 +6,7 @@ from typing import Any
 
 from taskloom.core.messages import KEEP
 from taskloom.core.scheduler.machine import TRANSITIONS, Scheduler
-from taskloom.core.scheduler.state import DONE, ERRED, FREE, IDLE, NAMES, READY, SENT, WAITING
+from taskloom.core.scheduler.state import AWAY, DONE, ERRED, FREE, IDLE, NAMES, READY, SENT, WAITING
 
 __all__ = ["CheckedScheduler", "InvariantError", "TransitionError", "story", "validate"]
 
@@ -108,7 +108,8 @@ def validate(scheduler: Scheduler) -> None:
         )
         if state in _ACTIVE:
             undone = sum(tasks.state[d] != DONE for d in deps)
-            unplaced = sum(tasks.state[d] not in (SENT, DONE) for d in deps)
+            unplaced = sum(tasks.state[d] not in (SENT, DONE) for d in deps) + (tasks.args[slot] is AWAY)
+            require(state == WAITING or tasks.args[slot] is not AWAY, slot, "is to run, and its data is not here")
             require(
                 tasks.undone[slot] == undone, slot, f"counts {tasks.undone[slot]} inputs undone, there are {undone}"
             )
@@ -143,6 +144,11 @@ def validate(scheduler: Scheduler) -> None:
                 require(slot in workers[number].held, slot, f"is on worker {number}, which does not know")
                 held[number].add(slot)
             require(tasks.place[slot] not in tasks.copies.get(slot, {}), slot, "is a copy of itself")
+            require(
+                (tasks.args[slot] is AWAY) == block.data,
+                slot,
+                "is data of a client's that is kept here, or is none and is not",
+            )
         if state == ERRED:
             require(slot in tasks.errors, slot, "has failed by nothing")
             require(bool(tasks.wanted[slot]) or tasks.dependents[slot] is not None, slot, "could be forgotten")
@@ -166,6 +172,9 @@ def validate(scheduler: Scheduler) -> None:
         total = sum(tasks.nbytes[slot] for slot in held[number])
         if worker.nbytes != total:
             raise InvariantError(f"{worker!r} holds {total} bytes, it counts {worker.nbytes}")
+        data = {s for s in {*worker.sent, *queued[number]} if tasks.owner[s].data}
+        if set(worker.coming) != data or abs(worker.due - sum(worker.coming.values())) > 1e-6:
+            raise InvariantError(f"{worker!r} is to get {data}, it counts {worker.coming}, {worker.due} bytes")
         if abs(worker.load - sum(worker.sent.values())) > 1e-6:
             raise InvariantError(f"{worker!r} has {sum(worker.sent.values())} s to do, it counts {worker.load}")
         if not worker.taking | worker.begun <= set(worker.sent):

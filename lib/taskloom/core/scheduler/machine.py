@@ -40,10 +40,13 @@ from taskloom.core.messages import (
 from taskloom.core.scheduler.outbox import Action, Outbox
 from taskloom.core.scheduler.placing import Placing
 from taskloom.core.scheduler.state import (
+    AWAY,
+    DATA,
     DONE,
     ERRED,
     FREE,
     IDLE,
+    PRIORITIES,
     READY,
     SENT,
     SLOT,
@@ -53,6 +56,7 @@ from taskloom.core.scheduler.state import (
     Function,
     Tasks,
     Worker,
+    size_of,
 )
 from taskloom.core.scheduler.stories import Stories
 
@@ -66,7 +70,10 @@ _ACTIVE = frozenset((WAITING, READY, SENT))
 TRANSITIONS: dict[tuple[int, int], str] = {
     (IDLE, WAITING): "`_submit`, `_wake`: somebody needs it",
     (IDLE, READY): "`_submit`: the same, and its inputs are there or on their way",
-    (WAITING, READY): "`_wake`, `_unsend`, `Placing.placed`: its last input is on its way",
+    (
+        WAITING,
+        READY,
+    ): "`_wake`, `_unsend`, `Placing.placed`: its last input is on its way; `_resent`: its client has sent it again",
     (READY, WAITING): "`_unplaced`: an input is not on its way any more",
     (READY, SENT): "`Placing.choose`: a worker gets it; `_adopt`: a worker came back that is at it",
     (WAITING, SENT): "`_adopt`: the same, and an input is missing",
@@ -81,7 +88,7 @@ TRANSITIONS: dict[tuple[int, int], str] = {
     (WAITING, ERRED): "`_fail`: it was cancelled; `_spread`: an input failed",
     (READY, ERRED): "`_fail`, `_spread`",
     (SENT, ERRED): "`_fail`: it raised, workers died of it, or it was cancelled; `_spread`",
-    (IDLE, ERRED): "`_fail`: it was cancelled, needs what nobody knows, or was data and is lost",
+    (IDLE, ERRED): "`_fail`: it was cancelled, needs what nobody knows, or is lost data of a client that is gone",
     (ERRED, IDLE): "`_retry`",
     (IDLE, FREE): "`_forget`: nobody can need it any more",
     (ERRED, FREE): "`_forget`",
@@ -315,9 +322,10 @@ class Scheduler:
         except KeyError as error:
             raise ValueError(f"client {client.number} has not sent its function {error}, and submits it") from None
         base, high = tasks.allocate(count)
-        rank = (-message.options.priority << 44) + self._ranks
+        options = message.options
+        rank = self._ranks - (max(-PRIORITIES, min(PRIORITIES, options.priority)) << 44) - DATA * options.data
         self._ranks += count
-        block = Block(client, message.first, base, count, high, rank, message.options)
+        block = Block(client, message.first, base, count, high, rank, options)
         insort(client.blocks, block, key=lambda block: block.first)
         end = base + count
         tasks.owner[base:end] = [block] * count
@@ -364,7 +372,12 @@ class Scheduler:
             tasks.unplaced[slot] = missing & SLOT
             state[slot] = WAITING if missing & SLOT else READY
             self.placing.todo += 1
-        if block.allowed is not None or block.resources:
+        if block.data:
+            for slot, args in enumerate(message.args, base):
+                tasks.nbytes[slot] = size_of(args)
+            self.placing.spread([slot for slot in range(base, end) if state[slot] == READY], block)
+            block.cursor = count
+        elif block.bound:
             for slot in range(base, end):
                 if state[slot] == READY:
                     self.placing.ready(slot)
@@ -396,9 +409,10 @@ class Scheduler:
                         self._set_wanted(slot, 0)
 
     def _resync(self, block: Block, message: Submit) -> None:
-        """What a client that was away wants of a submission that is known."""
+        """What a client that was away wants of a submission that is known; data of it that we have asked for."""
         tasks = self.tasks
-        for slot, wanted in enumerate(message.wanted, block.base):
+        start = block.base + message.first - block.first
+        for slot, wanted in enumerate(message.wanted[: block.base + block.count - start], start):
             if tasks.state[slot] == FREE:
                 if wanted & WISH:
                     counter = block.first + slot - block.base
@@ -413,7 +427,19 @@ class Scheduler:
                 self._tell_done(slot)
             elif wanted & WISH and tasks.state[slot] == ERRED:
                 self._tell_erred(slot)
+            if tasks.args[slot] is AWAY and tasks.state[slot] == WAITING:
+                self._resent(slot, message.args[slot - start])
         self._unpin(block.client, message.unpin)
+
+    def _resent(self, slot: int, args: Any) -> None:
+        """WAITING -> READY: the client has sent data once more that no worker has any more."""
+        tasks = self.tasks
+        tasks.args[slot] = args
+        tasks.nbytes[slot] = size_of(args)
+        tasks.unplaced[slot] -= 1
+        if not tasks.unplaced[slot]:
+            tasks.state[slot] = READY
+            self.placing.ready(slot)
 
     def _unpin(self, client: Client, counters: tuple[int, int]) -> None:
         """The pins of a graph that is here in whole end."""
@@ -537,9 +563,14 @@ class Scheduler:
             slot = stack.pop()
             if state[slot] != IDLE:
                 continue
-            if tasks.function[slot] is None:
-                self._fail(slot, Lost("data", "the workers that had it are gone, and it was not computed"))
-                continue
+            if tasks.args[slot] is AWAY:
+                client = tasks.owner[slot].client.number
+                if client not in self.clients:
+                    self._fail(
+                        slot, Lost("data", "the workers that had it are gone, and so is the client that it came from")
+                    )
+                    continue
+                self.out.resend(client, tasks.counter(slot))
             state[slot] = WAITING
             self.placing.todo += 1
             awake.append(slot)
@@ -552,6 +583,8 @@ class Scheduler:
         for slot in awake:
             tasks.undone[slot] = sum(state[d] != DONE for d in all_deps[slot])
             tasks.unplaced[slot] = sum(state[d] not in (SENT, DONE) for d in all_deps[slot])
+            if tasks.args[slot] is AWAY:
+                tasks.unplaced[slot] += 1
         for slot in awake:
             if state[slot] == WAITING and not tasks.unplaced[slot]:
                 state[slot] = READY
@@ -609,6 +642,8 @@ class Scheduler:
             for name, amount in tasks.owner[slot].resources:
                 worker.free[name] += amount
             self.placing.unblock(worker)
+        if worker.coming:
+            worker.expect_no_more(slot)
         tasks.grant[slot] = 0
         tasks.place[slot] = -1
         self.placing.touched[worker.number] = None
@@ -752,6 +787,8 @@ class Scheduler:
                 self._let_go(d)
         if tasks.tries:
             tasks.tries.pop(slot, None)
+        if tasks.owner[slot].data:
+            tasks.args[slot] = AWAY  # its client has it
 
     def _holds(self, worker: Worker, slot: int) -> None:
         worker.held.append(slot)

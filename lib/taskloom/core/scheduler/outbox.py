@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from taskloom.core.messages import Adopted, CancelTasks, Copy, Done, Drop, Erred, Pending, TakeBack
+from taskloom.core.messages import Adopted, CancelTasks, Copy, Done, Drop, Erred, Pending, Resend, TakeBack
 
 _Tids = type[CancelTasks] | type[Drop]
 
@@ -31,6 +31,7 @@ class Outbox:
     def __init__(self) -> None:
         self._workers: dict[int, list[Any]] = {}
         self._clients: dict[int, list[Any]] = {}
+        self._resend: dict[int, list[int]] = {}  # said last, in one message
 
     def tids(self, number: int, kind: _Tids, tid: int) -> None:
         """A tid in a CancelTasks or Drop to a worker."""
@@ -99,6 +100,10 @@ class Outbox:
             messages.append(Pending([]))
         messages[-1].counters.append(counter)
 
+    def resend(self, number: int, counter: int) -> None:
+        """A client is to send data once more."""
+        self._resend.setdefault(number, []).append(counter)
+
     def forget_worker(self, number: int) -> None:
         """It has gone: nothing more is said to it."""
         self._workers.pop(number, None)
@@ -106,11 +111,14 @@ class Outbox:
     def forget_client(self, number: int) -> None:
         """It has gone: nothing more is said to it."""
         self._clients.pop(number, None)
+        self._resend.pop(number, None)
 
     def take(self) -> list[Action]:
         """All that was said since the last time."""
         found = [Action("worker", n, message) for n, messages in self._workers.items() for message in messages]
         found += [Action("client", n, message) for n, messages in self._clients.items() for message in messages]
+        found += [Action("client", n, Resend(counters)) for n, counters in self._resend.items()]
         self._workers = {}
         self._clients = {}
+        self._resend = {}
         return found

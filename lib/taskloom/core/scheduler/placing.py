@@ -15,12 +15,13 @@ it has not begun.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from heapq import heappop, heappush
+from collections.abc import Iterable
+from heapq import heapify, heappop, heappush, heapreplace
 from itertools import islice
 
 from taskloom.core.messages import Functions, Run
 from taskloom.core.scheduler.outbox import Outbox
-from taskloom.core.scheduler.state import DONE, READY, SENT, SLOT, WAITING, Block, Function, Tasks, Worker
+from taskloom.core.scheduler.state import DATA, DONE, READY, SENT, SLOT, WAITING, Block, Function, Tasks, Worker
 
 __all__ = ["Placing"]
 
@@ -29,6 +30,7 @@ MOST = 2000  # tasks that a worker has
 BANDWIDTH = 500e6  # bytes a second between two workers, for weighing
 AT_ONCE = 8  # workers with nothing to do that are looked after in one go
 END = 1 << 200  # behind every priority
+DATA_END = -(DATA >> 1) << 32  # behind that of all data, in a queue
 AGAIN = 0.1  # seconds until a worker that could not reach another one is told to again, at first
 LONGEST = 10.0  # and at last
 LATENCY = 0.002  # seconds that any transfer costs, for weighing
@@ -84,7 +86,9 @@ class Placing:
         robber = self.workers.get(thief)
         if robber is not None and not robber.paused and self.is_hungry(robber) and self.may_run(robber, block):
             self._queue(robber, slot)
-        elif block.allowed is not None or block.resources:
+        elif block.data:
+            self.spread([slot], block)
+        elif block.bound:
             self._constrained(slot, block)
         elif slot - block.base < block.cursor:
             best = self._where(slot)
@@ -101,6 +105,8 @@ class Placing:
         tasks.place[slot] = worker.number
         heappush(worker.queue, tasks.priority(slot) << 32 | slot)
         worker.waiting_load += self._cost(slot)
+        if tasks.owner[slot].data:
+            worker.expect(slot, tasks.nbytes[slot])
         self.touched[worker.number] = None
 
     def _constrained(self, slot: int, block: Block) -> None:
@@ -116,6 +122,23 @@ class Placing:
             self.stuck[slot] = None
         else:
             self._queue(best, slot)
+
+    def spread(self, slots: Iterable[int], block: Block) -> None:
+        """Data that a client has goes to those that have, and will have, the fewest bytes."""
+        heap = [
+            (worker.paused, worker.nbytes + worker.due, worker.number)
+            for worker in self.workers.values()
+            if self.may_run(worker, block)
+        ]
+        heapify(heap)
+        for slot in slots:
+            if not heap:
+                self.tasks.place[slot] = -1
+                self.stuck[slot] = None
+                continue
+            paused, nbytes, number = heap[0]
+            self._queue(self.workers[number], slot)
+            heapreplace(heap, (paused, nbytes + self.tasks.nbytes[slot] + 1, number))
 
     @staticmethod
     def may_run(worker: Worker, block: Block) -> bool:
@@ -149,6 +172,7 @@ class Placing:
         self.idle.pop(worker.number, None)
         for entry in queue:
             if self._is_queued(worker, entry):
+                worker.expect_no_more(entry & SLOT)
                 self.tasks.place[entry & SLOT] = -1
                 self.ready(entry & SLOT)
         worker.waiting_load = 0.0
@@ -202,7 +226,7 @@ class Placing:
     def _bytes(self, slot: int) -> float:
         """The size of a value, or what it is likely to be."""
         tasks = self.tasks
-        if tasks.state[slot] == DONE:
+        if tasks.state[slot] == DONE or tasks.owner[slot].data:
             return tasks.nbytes[slot] + 1.0
         function = tasks.function[slot]
         return 1.0 if function is None else function.nbytes + 1.0
@@ -261,7 +285,14 @@ class Placing:
         if worker.paused:
             # its memory is full: one task at a time, and only where nobody else could do it
             return not count and (bool(worker.queue) or self._all_paused())
-        return count < 2 * worker.threads or (worker.load < HORIZON * 0.75 * worker.threads and count < MOST * 3 // 4)
+        if count < 2 * worker.threads or (worker.load < HORIZON * 0.75 * worker.threads and count < MOST * 3 // 4):
+            return True
+        return bool(worker.coming) and self._has_data(worker)
+
+    @staticmethod
+    def _has_data(worker: Worker) -> bool:
+        """Whether data is next, which is sent however much a worker has to do: it goes before all that has not begun."""
+        return bool(worker.queue) and worker.queue[0] < DATA_END
 
     def _all_paused(self) -> bool:
         return all(worker.paused or worker.retiring for worker in self.workers.values())
@@ -278,7 +309,7 @@ class Placing:
         own = worker.paused and not self._all_paused()
         apart = bool(self.apart)
         chosen: list[int] = []
-        while count < most and (room > 0 or count < least):
+        while count < most and (room > 0 or count < least or (worker.coming and self._has_data(worker))):
             slot = self._next(worker, own)
             if slot < 0:
                 break
@@ -289,7 +320,10 @@ class Placing:
                 self.parked.pop(slot, None)
             function = functions[slot]
             cost = 0.0 if function is None else function.seconds
-            if (
+            block = tasks.owner[slot]
+            if block.data:
+                worker.expect(slot, tasks.nbytes[slot])
+            elif (
                 len(chosen) >= fair
                 and count >= threads
                 and not tasks.undone[slot]
@@ -298,7 +332,6 @@ class Placing:
                 # the end is near: leave something for the others, of what they could begin
                 self._queue(worker, slot)
                 break
-            block = tasks.owner[slot]
             for name, amount in block.resources:
                 worker.free[name] -= amount
             chosen.append(slot)
@@ -362,6 +395,8 @@ class Placing:
         worker = self.workers.get(self.tasks.place[slot])
         if worker is not None:
             worker.waiting_load = max(0.0, worker.waiting_load - self._cost(slot)) if worker.queue else 0.0
+            if worker.coming:
+                worker.expect_no_more(slot)
         self.tasks.place[slot] = -1
 
     def unqueued(self, slot: int) -> None:
@@ -458,6 +493,8 @@ class Placing:
         worker.sent[slot] = cost
         worker.load += cost
         worker.begun.add(slot)
+        if tasks.owner[slot].data:
+            worker.expect(slot, tasks.nbytes[slot])
         for name, amount in tasks.owner[slot].resources:
             worker.free[name] -= amount
         self.placed(slot)
@@ -612,7 +649,7 @@ class Placing:
         parked, self.parked = self.parked, {}
         for slot in parked:
             block = self.tasks.owner[slot]
-            if block.allowed is not None or block.resources:
+            if block.bound:
                 self._constrained(slot, block)
             else:
                 heappush(self.late, self.tasks.priority(slot) << 32 | slot)

@@ -26,6 +26,7 @@ from typing import Any
 from taskloom.core.messages import Options
 
 __all__ = [
+    "AWAY",
     "DONE",
     "ERRED",
     "FREE",
@@ -40,15 +41,38 @@ __all__ = [
     "Holes",
     "Tasks",
     "Worker",
+    "size_of",
 ]
 
 FREE, IDLE, WAITING, READY, SENT, DONE, ERRED = range(7)
 NAMES = ("free", "idle", "waiting", "ready", "sent", "done", "erred")
 
 SLOT = 0xFFFFFFFF  # the part of a tid that is the slot
+DATA = 1 << 62  # so much before all others goes data that a client has
+PRIORITIES = (
+    1 << 16
+)  # greater and smaller ones count as this: with the place in the order they have to fit into 63 bits
 SECONDS = 0.005  # what a task of an unmeasured function counts as
 BYTES = 1000  # and its value
 FEW = 16  # so many dependents are a list; more are a dict, from which one is taken quickly
+
+
+class _Away:
+    """See :data:`AWAY`."""
+
+    def __repr__(self) -> str:
+        return "AWAY"
+
+
+AWAY = _Away()  # stands for the arguments of data that workers have had, and that the client can send again
+
+
+def size_of(args: Any) -> int:
+    """Bytes of what a client has sent, as far as that can be seen from outside."""
+    nbytes = getattr(args, "nbytes", None)
+    if isinstance(nbytes, int):
+        return nbytes
+    return len(args) if isinstance(args, (bytes, bytearray, str)) else BYTES
 
 
 class Function:
@@ -89,14 +113,18 @@ class Block:
         rank: the first one's priority; the next ones' follow. Less goes first.
         cursor: tasks before it have been taken, or passed because they were not ready.
         allowed: names of workers that may run them; None: all.
+        data: they are data that the client has, see :class:`taskloom.core.messages.Options`.
+        bound: not every worker may run them, or each has its own rule where it goes: no worker comes by to get the next one.
     """
 
     __slots__ = (
         "allowed",
         "base",
+        "bound",
         "client",
         "count",
         "cursor",
+        "data",
         "first",
         "high",
         "live",
@@ -119,6 +147,8 @@ class Block:
         self.options = options
         self.allowed = frozenset(options.workers) if options.workers else None
         self.resources = options.resources
+        self.data = options.data
+        self.bound = bool(options.workers or options.resources or options.data)
 
     def __repr__(self) -> str:
         return f"Block({self.client.number}, {self.first}+{self.count}, base {self.base})"
@@ -230,6 +260,7 @@ class Worker:
         sent: slots that it was sent and has not reported.
         held: slots whose values it has, or once had; ``holds`` of them are true.
         nbytes: what these values take.
+        coming: slot -> bytes, of data that it was sent or is to be sent; ``due``: all of them.
         queue: heap of (priority << 32 | slot): READY tasks that will go to it; ``waiting_load``: their seconds;
             ``blocked``: those of them that wait for its resources.
         taking: slots that it has been asked to give back; ``begun``: those of them that it had begun.
@@ -243,7 +274,9 @@ class Worker:
         "announced",
         "begun",
         "blocked",
+        "coming",
         "copying",
+        "due",
         "free",
         "functions",
         "held",
@@ -277,6 +310,8 @@ class Worker:
         self.held: list[int] = []
         self.holds = 0
         self.nbytes = 0
+        self.coming: dict[int, float] = {}
+        self.due = 0.0
         self.queue: list[int] = []
         self.blocked: list[int] = []
         self.waiting_load = 0.0
@@ -290,6 +325,17 @@ class Worker:
         self.copying: dict[int, int] = {}
         self.moved: set[int] = set()
 
+    def expect(self, slot: int, nbytes: float) -> None:
+        """A value is going to be here."""
+        self.coming[slot] = nbytes
+        self.due += nbytes
+
+    def expect_no_more(self, slot: int) -> None:
+        """It is here by now, or it is not going to be."""
+        self.due -= self.coming.pop(slot, 0.0)
+        if not self.coming:
+            self.due = 0.0
+
     def __repr__(self) -> str:
         return f"Worker({self.number} {self.name!r})"
 
@@ -300,17 +346,17 @@ class Tasks:
     Attributes:
         state: see the module's text.
         owner: the block.
-        function: the function; None for data that a client put on workers.
-        args: the task's arguments, opaque.
+        function: the function; None where the slot is free.
+        args: the task's arguments, opaque; ``AWAY`` where they are data that workers have, or had.
         deps: slots of its inputs.
         dependents: slots of the tasks made of it: None, one, a list, or a dict.
         uses: see the module's text.
         wanted: WISH, PIN, both or none.
-        unplaced: how many of its inputs are neither SENT nor DONE.
+        unplaced: how many of its inputs are neither SENT nor DONE; data that is AWAY counts as an input of itself.
         undone: how many are not DONE.
         grant: the grant under which it was sent; 0: none.
         place: number of the worker that has or runs it, or in whose queue it is; -1: none.
-        nbytes: the size of its value.
+        nbytes: the size of its value; of data that is not DONE, of what its client has sent.
         copies: slot -> numbers of the workers beside ``place`` that have, or will have, a copy: worker -> whether it surely has.
         orders: slot -> {worker that was told to fetch and keep a copy: the number of the order}.
         errors: slot -> (slot of the culprit or -1, its counter, error).

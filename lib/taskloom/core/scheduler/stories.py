@@ -22,6 +22,7 @@ from taskloom.core.messages import (
     Pending,
     Release,
     Report,
+    Resend,
     Retry,
     Run,
     Status,
@@ -36,7 +37,7 @@ MOST = 100_000  # numbers of tasks that are kept
 # what of a message are numbers of tasks
 _COLUMNS: dict[type, tuple[str, ...]] = {
     **dict.fromkeys((TakeBack, CancelTasks, Drop, Run, Fetched, Missing), ("tids",)),
-    **dict.fromkeys((Release, Want, Cancel, Retry, Done, Erred, Pending), ("counters",)),
+    **dict.fromkeys((Release, Want, Cancel, Retry, Done, Erred, Pending, Resend), ("counters",)),
     Report: ("tids", "failed"),
     GaveBack: ("tids", "kept"),
     Status: ("running",),
