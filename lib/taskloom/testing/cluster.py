@@ -522,6 +522,12 @@ class SimulatedCluster:
                     worker, name = self.workers[number], f"slot {slot}, {tasks.tid(slot)},"
                     assert tasks.tid(slot) in worker.machine.data, f"{name} is not on worker {number}"
                     assert tasks.tid(slot) in worker.values, f"{name} is on worker {number} in name only"
+                block = tasks.owner[slot]
+                for number, able in self.scheduler.machine.workers.items() if block.everywhere else ():
+                    if not able.retiring and (block.allowed is None or able.name in block.allowed):
+                        assert number in tasks.holders(slot), (
+                            f"slot {slot} should be everywhere, is not on worker {number}"
+                        )
             for number in {tasks.place[slot], *tasks.copies.get(slot, ())} & known.keys():
                 known[number].add(tasks.tid(slot))
         for worker in self._alive():

@@ -18,6 +18,7 @@ from taskloom.core.messages import PIN, Adopted, Fetched
 from taskloom.core.scheduler.machine import Scheduler
 from taskloom.core.scheduler.outbox import Outbox
 from taskloom.core.scheduler.placing import Placing
+from taskloom.core.scheduler.spreading import Spreading
 from taskloom.core.scheduler.state import DONE, SENT, SLOT
 from taskloom.core.worker import WorkerMachine
 from taskloom.testing.cluster import QUICK, TROUBLES, Profile, SimulatedCluster, SimulationError
@@ -295,6 +296,9 @@ MUTATIONS = (
     Mutation("nobody is asked for data that is lost", Outbox, "resend", _nothing),
     Mutation("a client that is asked for data does not answer", ClientMachine, "to_send", _empty),
     Mutation("data that is sent again is not taken", Scheduler, "_resent", _nothing),
+    Mutation("who could not fetch what is to be everywhere is left alone", Spreading, "missing", _nothing),
+    Mutation("whoever fetched it from one that lost it is left alone", Spreading, "lost", _nothing),
+    Mutation("who comes late does not get what is everywhere", Spreading, "came", _nothing),
     Mutation("slots are not given back", Scheduler, "_sweep", _nothing),
 )
 

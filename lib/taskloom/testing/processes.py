@@ -464,6 +464,7 @@ class SimulatedClient:
             resources=draw.choice(((), (), (), (("GPU", 1.0),))),
             deaths=draw.choice((3, 3, 1, 0)),
             data=is_data,
+            everywhere=draw.random() < (0.5 if is_data else 0.05),
         )
         for k in range(count):
             self.calls.append((functions[k][1], args[k], deps[k]))

@@ -6,6 +6,7 @@ from typing import Any
 
 from taskloom.core.messages import KEEP
 from taskloom.core.scheduler.machine import TRANSITIONS, Scheduler
+from taskloom.core.scheduler.spreading import AT_ONCE
 from taskloom.core.scheduler.state import AWAY, DONE, ERRED, FREE, IDLE, NAMES, READY, SENT, WAITING
 
 __all__ = ["CheckedScheduler", "InvariantError", "TransitionError", "story", "validate"]
@@ -69,7 +70,10 @@ def validate(scheduler: Scheduler) -> None:
             )
 
     size = len(tasks.state)
-    live = todo = 0
+    live = todo = runnable = 0
+    active: dict[int, int] = {}
+    functions = {}
+    unmet: dict[object, int] = {}
     free = {slot for base, count in tasks.holes for slot in range(base, base + count)}
     sent: dict[int, set[int]] = {number: set() for number in workers}
     held: dict[int, set[int]] = {number: set() for number in workers}
@@ -92,6 +96,7 @@ def validate(scheduler: Scheduler) -> None:
             require(slot not in tasks.copies and slot not in tasks.errors, slot, "is free and keeps something aside")
             continue
         block = tasks.owner[slot]
+        functions[id(tasks.function[slot])] = tasks.function[slot]
         require(slot not in free, slot, "is used, and counted as free")
         live += 1
         deps = tasks.deps[slot]
@@ -117,6 +122,8 @@ def validate(scheduler: Scheduler) -> None:
                 tasks.unplaced[slot] == unplaced, slot, f"counts {tasks.unplaced[slot]} unplaced, there are {unplaced}"
             )
             require(uses > 0, slot, "is needed by nobody")
+            runnable += not undone
+            active[id(tasks.function[slot])] = active.get(id(tasks.function[slot]), 0) + 1
             require(not any(tasks.state[d] in (IDLE, ERRED) for d in deps), slot, "has an input that will never come")
         if state in (WAITING, READY):
             todo += 1
@@ -128,6 +135,9 @@ def validate(scheduler: Scheduler) -> None:
             there = sum([ahead, slot in late and tasks.place[slot] < 0, aside])
             there += sum(slot in entries for entries in queued.values())
             require(there == 1, slot, f"is found in {there} places")
+            if slot in placing.stuck:
+                need = block.options.workers, block.resources
+                unmet[need] = unmet.get(need, 0) + 1
         if state == SENT:
             require(tasks.grant[slot] > 0, slot, "was sent without a grant")
             require(tasks.place[slot] in workers, slot, "was sent to nobody there")
@@ -160,10 +170,33 @@ def validate(scheduler: Scheduler) -> None:
             require(slot not in tasks.orders, slot, "is not there, and is to be copied")
         for number in tasks.copies.get(slot, ()):
             require(number in workers, slot, f"has a copy on worker {number}, which is gone")
+    for slot, spread in scheduler.spreading.values.items():
+        require(tasks.state[slot] == DONE, slot, "is not there, and is spread")
+        holders, allowed = tasks.holders(slot), tasks.owner[slot].allowed
+        for number, worker in workers.items():
+            if worker.announced and not worker.retiring and (allowed is None or worker.name in allowed):
+                found = (number in holders) + (number in spread.left) + (number in spread.asked)
+                require(found > 0, slot, f"is to be everywhere, and worker {number} is forgotten")
+        for number, giver in spread.asked.items():
+            require(number in tasks.orders.get(slot, ()), slot, f"is fetched by worker {number} without an order")
+            require(giver in holders, slot, f"is fetched by worker {number} from {giver}, which does not have it")
+        for giver, count in spread.givers.items():
+            require(giver in holders, slot, f"is given by worker {giver}, which does not have it")
+            require(count == list(spread.asked.values()).count(giver), slot, f"counts {count} that get it from {giver}")
+            require((giver in spread.free) == (count < AT_ONCE), slot, f"counts {giver} as free, or does not")
     if live != tasks.live:
         raise InvariantError(f"{live} tasks are there, {tasks.live} are counted")
     if todo != placing.todo:
         raise InvariantError(f"{todo} tasks are to be sent, {placing.todo} are counted")
+    if runnable != placing.runnable:
+        raise InvariantError(f"{runnable} tasks could run, {placing.runnable} are counted")
+    if unmet != placing.unmet:
+        raise InvariantError(f"{unmet} are what tasks need that nobody here has, {placing.unmet} are counted")
+    for name, function in functions.items():
+        if function is None or function.active != active.get(name, 0):
+            raise InvariantError(
+                f"{active.get(name, 0)} tasks of a function are active, {function and function.active} are counted"
+            )
     for number, worker in workers.items():
         if set(worker.sent) != sent[number]:
             raise InvariantError(f"{worker!r} was sent {sent[number]}, it counts {set(worker.sent)}")
@@ -179,10 +212,11 @@ def validate(scheduler: Scheduler) -> None:
             raise InvariantError(f"{worker!r} has {sum(worker.sent.values())} s to do, it counts {worker.load}")
         if not worker.taking | worker.begun <= set(worker.sent):
             raise InvariantError(f"{worker!r} is asked back what it does not have: {worker.taking - set(worker.sent)}")
-        for name, amount in worker.resources.items():
-            taken = sum(dict(tasks.owner[slot].resources).get(name, 0) for slot in worker.sent)
-            if abs(worker.free[name] + taken - amount) > 1e-6:
-                raise InvariantError(f"{worker!r} has {amount} {name}, {taken} are taken and {worker.free[name]} free")
+        for resource, amount in worker.resources.items():
+            unused = worker.free[resource]
+            taken = sum(dict(tasks.owner[slot].resources).get(resource, 0) for slot in worker.sent)
+            if abs(unused + taken - amount) > 1e-6:
+                raise InvariantError(f"{worker!r} has {amount} {resource}, {taken} are taken and {unused} free")
 
 
 def story(scheduler: Scheduler, slot: int) -> list[str]:

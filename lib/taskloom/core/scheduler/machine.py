@@ -39,6 +39,7 @@ from taskloom.core.messages import (
 )
 from taskloom.core.scheduler.outbox import Action, Outbox
 from taskloom.core.scheduler.placing import Placing
+from taskloom.core.scheduler.spreading import Spreading
 from taskloom.core.scheduler.state import (
     AWAY,
     DATA,
@@ -53,6 +54,7 @@ from taskloom.core.scheduler.state import (
     WAITING,
     Block,
     Client,
+    Counts,
     Function,
     Tasks,
     Worker,
@@ -111,6 +113,8 @@ class Scheduler:
         self.clients: dict[int, Client] = {}
         self.out = Outbox()
         self.placing = Placing(self.tasks, self.workers, self.out, incarnation << 28)
+        self.spreading = Spreading(self.tasks, self.workers, self.placing, self.out)
+        self.counts = Counts()
         self.now = 0.0
         self._numbers = incarnation << 20  # workers know each other by their numbers, also across a restart
         self._functions = 0
@@ -194,6 +198,7 @@ class Scheduler:
             self.worker_left(before, (), "it came back")
         self._numbers += 1
         worker = self.workers[self._numbers] = Worker(self._numbers, name, threads, limit, resources or {})
+        worker.idle_since = self.now
         self.placing.came(worker)
         return worker.number
 
@@ -207,6 +212,7 @@ class Scheduler:
             words: how it ended.
         """
         worker = self.workers[number]
+        self.counts.lost += 1
         worker.retiring = True  # so that nothing new goes there while what it had is seen to
         blamed = worker.running if running is None else set(running)
         self.placing.emptied(worker)
@@ -226,6 +232,7 @@ class Scheduler:
                 del other.copying[slot]
         for key in list(self._unclaimed):
             self._unclaimed[key] = [entry for entry in self._unclaimed[key] if entry[0] != number]
+        self.spreading.left(number)
         del self.workers[number]
         self._retired.discard(number)
         self.out.forget_worker(number)
@@ -246,7 +253,9 @@ class Scheduler:
                         f"{count} worker{'s' if count > 1 else ''} died while running it, the last one {worker.name!r}: {words}",
                     ),
                 )
+                self.counts.failed += 1
                 return
+            self.counts.retried += 1
         self._unsend(slot, worker)
 
     def _tries(self, slot: int) -> list[int]:
@@ -284,6 +293,8 @@ class Scheduler:
                 self.placing.unpark()
             self.placing.fill()
             self.placing.balance()
+            if self.spreading.values:
+                self.spreading.go_on()
         for worker in list(self.workers.values()) if self._retiring else ():
             if worker.retiring:
                 self._evacuate(worker)
@@ -294,7 +305,7 @@ class Scheduler:
 
     def deadline(self) -> float | None:
         """When :meth:`handle` is to be called again even if nothing happens; None: then not."""
-        later = [self._grace_until, self.placing.deadline(self._retiring)]
+        later = [self._grace_until, self.placing.deadline(self._retiring or bool(self.spreading.waiting()))]
         return min([time for time in later if time is not None], default=None)
 
     # --- clients
@@ -351,6 +362,7 @@ class Scheduler:
         # From the last to the first, so that a task is known to be needed before its inputs are looked at.
         uses, wanted, state = tasks.uses, tasks.wanted, tasks.state
         outside: list[int] = []
+        todo = runnable = 0
         for slot in range(end - 1, base - 1, -1):
             if wanted[slot] & NEEDED:
                 uses[slot] += 1
@@ -371,7 +383,14 @@ class Scheduler:
             tasks.undone[slot] = missing >> 32
             tasks.unplaced[slot] = missing & SLOT
             state[slot] = WAITING if missing & SLOT else READY
-            self.placing.todo += 1
+            todo += 1
+            made[slot - base].active += 1
+            if not missing:
+                runnable += 1
+        self.placing.todo += todo
+        self.placing.runnable += runnable
+        if block.everywhere:
+            self.placing.broad = True
         if block.data:
             for slot, args in enumerate(message.args, base):
                 tasks.nbytes[slot] = size_of(args)
@@ -507,6 +526,7 @@ class Scheduler:
         for counter in message.counters:
             slot = self._slot(client, counter)
             if slot >= 0 and self.tasks.state[slot] in (IDLE, WAITING, READY, SENT):
+                self.counts.cancelled += 1
                 self._fail(slot, Lost("cancelled", "it was cancelled"))
 
     def _retry(self, client: Client, message: Retry) -> None:
@@ -572,7 +592,7 @@ class Scheduler:
                     continue
                 self.out.resend(client, tasks.counter(slot))
             state[slot] = WAITING
-            self.placing.todo += 1
+            self._begins(slot)
             awake.append(slot)
             for d in all_deps[slot]:
                 uses[d] += 1
@@ -581,7 +601,6 @@ class Scheduler:
                 elif state[d] == ERRED:
                     failed.append(d)
         for slot in awake:
-            tasks.undone[slot] = sum(state[d] != DONE for d in all_deps[slot])
             tasks.unplaced[slot] = sum(state[d] not in (SENT, DONE) for d in all_deps[slot])
             if tasks.args[slot] is AWAY:
                 tasks.unplaced[slot] += 1
@@ -591,6 +610,23 @@ class Scheduler:
                 self.placing.ready(slot)
         for d in failed:
             self._spread(d)
+
+    def _begins(self, slot: int) -> None:
+        """IDLE -> WAITING, as far as what is counted goes."""
+        tasks = self.tasks
+        undone = tasks.undone[slot] = sum(tasks.state[d] != DONE for d in tasks.deps[slot])
+        self.placing.todo += 1
+        self.placing.runnable += not undone
+        function = tasks.function[slot]
+        assert function is not None
+        function.active += 1
+
+    def _ends(self, slot: int) -> None:
+        """The other way round, of a task that leaves WAITING, READY and SENT: for good, or until it is needed again."""
+        self.placing.runnable -= not self.tasks.undone[slot]
+        function = self.tasks.function[slot]
+        assert function is not None
+        function.active -= 1
 
     def _let_go(self, slot: int) -> None:
         """Nobody needs a task any more: DONE, WAITING, READY, SENT -> IDLE, and what was needed for it alone."""
@@ -619,6 +655,7 @@ class Scheduler:
         """Leave WAITING, READY or SENT: the worker that has it stops it, unless it has ended. The caller sets the state."""
         tasks = self.tasks
         kind = tasks.state[slot]
+        self._ends(slot)
         if kind == SENT:
             worker = self.workers[tasks.place[slot]]
             if not ended:
@@ -634,6 +671,7 @@ class Scheduler:
         worker.load -= worker.sent.pop(slot)
         if not worker.sent:
             worker.load = 0.0
+            worker.idle_since = self.now
         if worker.taking or worker.begun:
             worker.taking.discard(slot)
             worker.begun.discard(slot)
@@ -650,6 +688,8 @@ class Scheduler:
 
     def _forget_copies(self, slot: int) -> None:
         """Workers that were told where to get a value need it no longer."""
+        if self.spreading.values:
+            self.spreading.gone(slot)
         self.tasks.orders.pop(slot, None)
         copies = self.tasks.copies.pop(slot, None)
         if copies:
@@ -723,21 +763,26 @@ class Scheduler:
     def _report(self, worker: Worker, message: Report) -> None:
         tasks = self.tasks
         grants, grant, size = tasks.grant, message.grant, len(tasks.state)
+        stale = 0
         for tid, nbytes, seconds, result in zip(
             message.tids, message.sizes, message.seconds, message.results, strict=True
         ):
             slot = tid & SLOT
             if slot < size and grants[slot] == grant:
                 self._done(slot, worker, nbytes, seconds, result)
-            # else stale: the worker was told to cancel it, and throws the value away
+            else:  # the worker was told to cancel it, and throws the value away
+                stale += 1
+        self.counts.done += len(message.tids) - stale
         for tid, error in zip(message.failed, message.errors, strict=True):
             slot = tid & SLOT
             if slot < size and grants[slot] == grant:
                 tries = self._tries(slot)
                 tries[0] -= 1
                 if tries[0] >= 0:
+                    self.counts.retried += 1
                     self._unsend(slot, worker)
                 else:
+                    self.counts.failed += 1
                     self._fail(slot, error, ended=True)
 
     def _done(self, slot: int, worker: Worker, nbytes: int, seconds: float, result: Any) -> None:
@@ -772,9 +817,17 @@ class Scheduler:
         copies = tasks.copies.get(slot)
         if copies is not None:
             copies.pop(worker.number, None)
+        tasks.function[slot].active -= 1  # type: ignore[union-attr]  # with the next lines as _ends, at less cost
         undone = tasks.undone
-        for f in tasks.followers(slot):
-            undone[f] -= 1
+        runnable = 0 if undone[slot] else -1
+        if tasks.dependents[slot] is not None:
+            state = tasks.state
+            for f in tasks.followers(slot):
+                left = undone[f] = undone[f] - 1
+                if not left and state[f] in _ACTIVE:
+                    runnable += 1
+        if runnable:
+            self.placing.runnable += runnable
         uses = tasks.uses
         for d in tasks.deps[slot]:
             copies = tasks.copies.get(d)
@@ -787,8 +840,11 @@ class Scheduler:
                 self._let_go(d)
         if tasks.tries:
             tasks.tries.pop(slot, None)
-        if tasks.owner[slot].data:
+        block = tasks.owner[slot]
+        if block.data:
             tasks.args[slot] = AWAY  # its client has it
+        if block.everywhere:
+            self.spreading.there(slot)
 
     def _holds(self, worker: Worker, slot: int) -> None:
         worker.held.append(slot)
@@ -799,6 +855,7 @@ class Scheduler:
         """SENT -> READY or WAITING: it did not run there."""
         tasks = self.tasks
         thief = self.placing.thieves.get(slot, -1)
+        self.counts.stolen += thief >= 0
         self._take_off(slot, worker)
         self.placing.todo += 1
         tasks.state[slot] = WAITING
@@ -823,6 +880,8 @@ class Scheduler:
         """DONE -> WAITING or READY, or ERRED: nobody has the value any more."""
         tasks = self.tasks
         for f in tasks.followers(slot):
+            if not tasks.undone[f] and tasks.state[f] in _ACTIVE:
+                self.placing.runnable -= 1
             tasks.undone[f] += 1
         self._unplaced(slot)  # before others are told to drop it: what they could not begin comes back first
         self._forget_copies(slot)
@@ -846,7 +905,8 @@ class Scheduler:
         copies = tasks.copies.get(slot, {})
         if tasks.place[slot] != number:
             copies.pop(number, None)
-            if self.placing.apart:  # somebody may have been told to get it there
+            self.spreading.lost(slot, number)
+            if self.placing.apart or slot in self.spreading.values:  # somebody may have been told to get it there
                 self._ask_back(slot)
             return
         copies.pop(number, None)
@@ -855,6 +915,7 @@ class Scheduler:
                 tasks.place[slot] = other
                 del copies[other]
                 self.placing.copy(other, slot, other)
+                self.spreading.lost(slot, number)
                 if tasks.wanted[slot] & WISH:
                     self._tell_done(slot)
                 break
@@ -901,6 +962,7 @@ class Scheduler:
                 copies[worker.number] = True
                 self._holds(worker, slot)
                 self.placing.unpark()
+            self.spreading.fetched(slot, worker.number)
 
     def _recall(self, slot: int, number: int) -> None:
         """An order to copy a value is carried out, or void."""
@@ -921,6 +983,7 @@ class Scheduler:
                 continue
             if message.source == worker.number and tasks.state[slot] == DONE and worker.number in tasks.holders(slot):
                 self._copy_lost(slot, worker.number)
+            self.spreading.missing(slot, worker.number)
             for f in list(tasks.followers(slot)):
                 if tasks.state[f] == SENT and tasks.place[f] == worker.number:
                     self.placing.take_back(worker, f)
@@ -951,6 +1014,7 @@ class Scheduler:
             slot = -1 if client is None else self._slot(client, counter)
             if slot >= 0:
                 self._claim_one(slot, (uuid, counter))
+        self.spreading.came(worker)
         if self._grace_until is None:
             self._end_grace()
 
@@ -1026,6 +1090,26 @@ class Scheduler:
         self.placing.emptied(worker)
         for slot in list(worker.sent):
             self.placing.take_back(worker, slot)
+
+    def unretire(self, number: int) -> bool:
+        """A worker is to stay after all; whether it can: not once it was told that it may go."""
+        worker = self.workers[number]
+        if number in self._retired:
+            return False
+        worker.retiring = False
+        worker.copying.clear()
+        worker.moved.clear()
+        self.placing.came(worker)
+        return True
+
+    def is_retired(self, number: int) -> bool:
+        """Whether a worker was told that nothing is needed of it any more."""
+        return number in self._retired
+
+    @property
+    def settled(self) -> bool:
+        """Whether the grace is over: until then, workers and clients of an earlier scheduler may come back."""
+        return self._grace is None and self._grace_until is None
 
     def _evacuate(self, worker: Worker) -> None:
         """Have others fetch what only a retiring worker has; tell it when nothing is left."""

@@ -21,7 +21,7 @@ from itertools import islice
 
 from taskloom.core.messages import Functions, Run
 from taskloom.core.scheduler.outbox import Outbox
-from taskloom.core.scheduler.state import DATA, DONE, READY, SENT, SLOT, WAITING, Block, Function, Tasks, Worker
+from taskloom.core.scheduler.state import DATA, DONE, READY, SENT, SLOT, WAITING, Block, Function, Spread, Tasks, Worker
 
 __all__ = ["Placing"]
 
@@ -35,6 +35,8 @@ AGAIN = 0.1  # seconds until a worker that could not reach another one is told t
 LONGEST = 10.0  # and at last
 LATENCY = 0.002  # seconds that any transfer costs, for weighing
 
+Need = tuple[tuple[str, ...], tuple[tuple[str, float], ...]]  # names of workers (none: all), and resources
+
 
 class Placing:
     """Sends READY tasks to workers.
@@ -42,13 +44,16 @@ class Placing:
     Attributes:
         open: (rank, base, block): submissions whose cursor is not at their end.
         late: heap of (priority << 32 | slot): READY tasks behind their cursors, for any worker.
-        stuck: slots of READY tasks that no worker here may run.
+        stuck: slots of READY tasks that no worker here may run; ``unmet``: of how many tasks with which (workers, resources).
         parked: slots of READY tasks whose inputs no worker that may run them can reach just now.
         apart: (who asks, who has) -> [until when it is not tried again, seconds]: workers that could not reach each other.
         thieves: slot of a task that is asked back -> the worker with nothing to do that it is asked back for.
         todo: how many tasks are WAITING or READY.
+        runnable: how many are WAITING, READY or SENT and have all their inputs: so many could run at a time.
         touched: workers whose share has changed.
         idle: workers that could not be given as much as they could take.
+        everywhere: slots of values that are on all workers or on their way there, see :mod:`taskloom.core.scheduler.spreading`;
+            ``broad``: there were such tasks.
     """
 
     def __init__(self, tasks: Tasks, workers: dict[int, Worker], out: Outbox, first_grant: int) -> None:
@@ -59,13 +64,17 @@ class Placing:
         self.open: list[tuple[int, int, Block]] = []
         self.late: list[int] = []
         self.stuck: dict[int, None] = {}
+        self.unmet: dict[Need, int] = {}
         self.parked: dict[int, None] = {}
         self.thieves: dict[int, int] = {}
         self.apart: dict[tuple[int, int], list[float]] = {}
         self.now = self.recheck = 0.0
         self.todo = 0
+        self.runnable = 0
         self.touched: dict[int, None] = {}
         self.idle: dict[int, None] = {}
+        self.everywhere: dict[int, Spread] = {}
+        self.broad = False
 
     # --- becoming ready
 
@@ -118,10 +127,23 @@ class Placing:
             if best is None or (worker.paused, self._backlog(worker)) < (best.paused, self._backlog(best)):
                 best = worker
         if best is None:
-            self.tasks.place[slot] = -1
-            self.stuck[slot] = None
+            self._stick(slot, block)
         else:
             self._queue(best, slot)
+
+    def _stick(self, slot: int, block: Block) -> None:
+        """No worker here may run a task."""
+        self.tasks.place[slot] = -1
+        self.stuck[slot] = None
+        need = block.options.workers, block.resources
+        self.unmet[need] = self.unmet.get(need, 0) + 1
+
+    def _unstick(self, slot: int) -> None:
+        block = self.tasks.owner[slot]
+        need = block.options.workers, block.resources
+        self.unmet[need] -= 1
+        if not self.unmet[need]:
+            del self.unmet[need]
 
     def spread(self, slots: Iterable[int], block: Block) -> None:
         """Data that a client has goes to those that have, and will have, the fewest bytes."""
@@ -133,8 +155,7 @@ class Placing:
         heapify(heap)
         for slot in slots:
             if not heap:
-                self.tasks.place[slot] = -1
-                self.stuck[slot] = None
+                self._stick(slot, block)
                 continue
             paused, nbytes, number = heap[0]
             self._queue(self.workers[number], slot)
@@ -151,9 +172,9 @@ class Placing:
         """A worker has come, or may be used again."""
         self.touched[worker.number] = None
         stuck, self.stuck = self.stuck, {}
+        self.unmet = {}
         for slot in stuck:
-            if self.tasks.state[slot] == READY:
-                self.ready(slot)
+            self.ready(slot)
 
     def left(self, number: int) -> None:
         """A worker is gone."""
@@ -202,6 +223,8 @@ class Placing:
         """The worker where most bytes of a task's inputs are or will be; None: it has no inputs, or none can be used."""
         tasks, workers = self.tasks, self.workers
         deps = tasks.deps[slot]
+        if self.broad:  # it does not matter where is what is everywhere
+            deps = tuple([d for d in deps if not tasks.owner[d].everywhere])
         if not deps:
             return None
         if len(deps) == 1:
@@ -235,7 +258,7 @@ class Placing:
         """Whether a task is worth moving its inputs from the worker that has most of them to one that has less to do."""
         if best.paused and not here.paused:
             return True
-        moving = LATENCY + sum(self._bytes(d) for d in self.tasks.deps[slot]) / BANDWIDTH
+        moving = LATENCY + sum(self._bytes(d) for d in self.tasks.deps[slot] if d not in self.everywhere) / BANDWIDTH
         return self._backlog(best) > self._backlog(here) + max(moving, HORIZON)
 
     def _is_worth_moving(self, slot: int, busy: Worker, idle: Worker) -> bool:
@@ -402,7 +425,8 @@ class Placing:
     def unqueued(self, slot: int) -> None:
         """A task is not READY any more."""
         self.left_queue(slot)
-        self.stuck.pop(slot, None)
+        if self.stuck and self.stuck.pop(slot, 0) is None:
+            self._unstick(slot)
         self.parked.pop(slot, None)
 
     def unblock(self, worker: Worker) -> None:
@@ -466,7 +490,9 @@ class Placing:
                     if copies is None:
                         copies = tasks.copies[d] = {}
                     if not copies.get(number):
-                        if self.apart and not self.can_reach(number, place):
+                        if d in self.everywhere:
+                            place = self._giver(d, number)
+                        elif self.apart and not self.can_reach(number, place):
                             place = next(n for n in tasks.holders(d) if self.can_reach(number, n))
                         sources[tid] = place
                         copies.setdefault(number, False)
@@ -481,6 +507,14 @@ class Placing:
             number,
             Run(grant, tids, priorities, functions, args, deps, bytes(wanted), sources, owners, resources),
         )
+
+    def _giver(self, slot: int, number: int) -> int:
+        """From whom a worker gets a value that is to be everywhere: not all from the same one."""
+        asked = self.everywhere[slot].asked.get(number)
+        if asked is not None:
+            return asked
+        givers = [n for n in self.tasks.holders(slot) if self.can_reach(number, n)]
+        return givers[number % len(givers)]
 
     def adopt(self, slot: int, worker: Worker) -> int:
         """A worker is at a task that it came back with; the grant for it."""

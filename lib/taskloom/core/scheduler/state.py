@@ -37,6 +37,7 @@ __all__ = [
     "WAITING",
     "Block",
     "Client",
+    "Counts",
     "Function",
     "Holes",
     "Tasks",
@@ -82,10 +83,10 @@ class Function:
         number: the scheduler's number of it.
         payload: opaque.
         seconds, nbytes: what its tasks take and make, on average; ``count`` of how many.
-        uses: how many tasks of it there are.
+        uses: how many tasks of it there are; ``active``: how many of these are WAITING, READY or SENT.
     """
 
-    __slots__ = ("count", "nbytes", "number", "payload", "seconds", "uses")
+    __slots__ = ("active", "count", "nbytes", "number", "payload", "seconds", "uses")
 
     def __init__(self, number: int, payload: Any) -> None:
         self.number = number
@@ -94,6 +95,7 @@ class Function:
         self.nbytes = float(BYTES)
         self.count = 0
         self.uses = 0
+        self.active = 0
 
     def learn(self, seconds: float, nbytes: int) -> None:
         """A task of it has run."""
@@ -113,7 +115,7 @@ class Block:
         rank: the first one's priority; the next ones' follow. Less goes first.
         cursor: tasks before it have been taken, or passed because they were not ready.
         allowed: names of workers that may run them; None: all.
-        data: they are data that the client has, see :class:`taskloom.core.messages.Options`.
+        data: they are data that the client has, see :class:`taskloom.core.messages.Options`; ``everywhere`` too.
         bound: not every worker may run them, or each has its own rule where it goes: no worker comes by to get the next one.
     """
 
@@ -125,6 +127,7 @@ class Block:
         "count",
         "cursor",
         "data",
+        "everywhere",
         "first",
         "high",
         "live",
@@ -148,6 +151,7 @@ class Block:
         self.allowed = frozenset(options.workers) if options.workers else None
         self.resources = options.resources
         self.data = options.data
+        self.everywhere = options.everywhere
         self.bound = bool(options.workers or options.resources or options.data)
 
     def __repr__(self) -> str:
@@ -247,6 +251,22 @@ class Holes:
         self.__init__()  # type: ignore[misc]
 
 
+class Counts:
+    """What has happened since the scheduler began; each only grows.
+
+    Attributes:
+        done: tasks that workers have reported as done; ``failed``: for good, by an error of their own; ``cancelled``.
+        retried: tries of tasks that raised, or whose worker died, after which they were tried again.
+        stolen: tasks that one worker was to run and another one, with nothing to do, was given.
+        lost: workers that are gone.
+    """
+
+    __slots__ = ("cancelled", "done", "failed", "lost", "retried", "stolen")
+
+    def __init__(self) -> None:
+        self.done = self.failed = self.cancelled = self.retried = self.stolen = self.lost = 0
+
+
 class Worker:
     """A worker.
 
@@ -263,6 +283,7 @@ class Worker:
         coming: slot -> bytes, of data that it was sent or is to be sent; ``due``: all of them.
         queue: heap of (priority << 32 | slot): READY tasks that will go to it; ``waiting_load``: their seconds;
             ``blocked``: those of them that wait for its resources.
+        idle_since: when it last had something to do, if it has nothing now; at first, when it came.
         taking: slots that it has been asked to give back; ``begun``: those of them that it had begun.
         functions: numbers of the functions that it has.
         announced: it has said what it came with.
@@ -281,6 +302,7 @@ class Worker:
         "functions",
         "held",
         "holds",
+        "idle_since",
         "limit",
         "load",
         "moved",
@@ -306,6 +328,7 @@ class Worker:
         self.resources = resources
         self.free = dict(resources)
         self.load = 0.0
+        self.idle_since = 0.0
         self.sent: dict[int, float] = {}
         self.held: list[int] = []
         self.holds = 0
@@ -338,6 +361,24 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"Worker({self.number} {self.name!r})"
+
+
+class Spread:
+    """How far a value has come that is to be everywhere.
+
+    Attributes:
+        left: workers that are to get it, and were not told so.
+        asked: worker that was told to fetch it -> from whom.
+        givers: worker that has it -> how many were told to fetch it there; ``free``: those where one more can.
+    """
+
+    __slots__ = ("asked", "free", "givers", "left")
+
+    def __init__(self) -> None:
+        self.left: dict[int, None] = {}
+        self.asked: dict[int, int] = {}
+        self.givers: dict[int, int] = {}
+        self.free: dict[int, None] = {}
 
 
 class Tasks:
