@@ -88,6 +88,39 @@ def _flag(name: str, value: Any) -> bool:
     return value
 
 
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is text, not {_shown(value)}")
+    return value
+
+
+def _port(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} is a port, a whole number, not {_shown(value)}")
+    number = int(value.__index__())
+    if not 0 <= number < 65536:
+        raise ValueError(f"{name} is a port from 0 to 65535, not {number}")
+    return number
+
+
+def _seconds(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a number of seconds, not {_shown(value)}")
+    if not value >= 0:
+        raise ValueError(f"{name} is a number of seconds of 0 or more, not {value}")
+    return float(value)
+
+
+def _bytes(name: str, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise TypeError(f"{name} is a number of bytes, text such as '4GiB', or 'auto', not {_shown(value)}")
+    if value != "auto":
+        from taskloom.system import parse_bytes
+
+        parse_bytes(value)
+    return value
+
+
 def _scheduler(name: str, value: Any) -> Any:
     if isinstance(value, str) or callable(value):
         return value
@@ -143,6 +176,58 @@ SETTINGS: dict[str, Setting] = {
             False,
             "whether calls of delayed functions have keys made from their arguments, so that equal calls are one task",
             _flag,
+        ),
+        Setting(
+            "cluster.address",
+            "str",
+            None,
+            "the scheduler that Client() and `taskloom worker` connect to where no address is given",
+            _text,
+        ),
+        Setting("cluster.host", "str", "127.0.0.1", "where `taskloom scheduler` listens", _text),
+        Setting("cluster.port", "int", 8786, "and at which port; 0: any that is free", _port),
+        Setting(
+            "cluster.http_port",
+            "int",
+            8787,
+            "the port of the scheduler's HTTP interface: state, metrics, wishes; 0: any that is free",
+            _port,
+        ),
+        Setting(
+            "cluster.grace",
+            "float",
+            1.0,
+            "seconds that a scheduler which was started waits for workers to come back with what they have",
+            _seconds,
+        ),
+        Setting("worker.nworkers", "int", 1, "how many worker processes `taskloom worker` starts", positive_int),
+        Setting(
+            "worker.nthreads",
+            "int",
+            None,
+            "how many tasks each runs at a time; by default so many that all CPUs are used",
+            positive_int,
+        ),
+        Setting(
+            "worker.memory_limit",
+            "bytes",
+            "auto",
+            "how much memory each may have, such as '4GiB'; 'auto': an equal share of what there is; 0: no limit",
+            _bytes,
+        ),
+        Setting(
+            "worker.local_directory",
+            "str",
+            None,
+            "where values go that do not fit into memory; by default where temporary files are",
+            _text,
+        ),
+        Setting(
+            "worker.leave_timeout",
+            "float",
+            25.0,
+            "seconds that a worker has for having its values moved when it is told to end",
+            _seconds,
         ),
     )
 }

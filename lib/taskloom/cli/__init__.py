@@ -24,6 +24,7 @@ __all__ = ["main"]
 
 # name -> its module, and one line about it: the list of commands is shown without importing them
 _COMMANDS = {
+    "cluster": ("taskloom.cli.cluster", "A scheduler and workers on this machine."),
     "demo": ("taskloom.cli.demo", "A real computation on every scheduler of this machine."),
     "scheduler": ("taskloom.cli.scheduler", "The scheduler of a cluster."),
     "worker": ("taskloom.cli.worker", "A worker for a scheduler."),

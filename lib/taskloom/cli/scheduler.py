@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import click
 
+from taskloom import config
+
 __all__ = ["command"]
 
 
 @click.command("scheduler")
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Where to listen.")
+@click.option("--host", metavar="HOST", help="Where to listen.  [default: 127.0.0.1, this machine alone]")
+@click.option("--port", type=click.IntRange(0, 65535), metavar="PORT", help="0: any free one.  [default: 8786]")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8786, show_default=True, metavar="PORT", help="0: any free one."
+    "--http-port",
+    type=click.IntRange(-1, 65535),
+    metavar="PORT",
+    help="Where to serve state, metrics and wishes over HTTP; 0: any free port; -1: not at all.  [default: 8787]",
 )
 @click.option(
     "--grace",
     type=click.FloatRange(min=0.0),
-    default=1.0,
-    show_default=True,
     metavar="SECONDS",
-    help="How long to wait, after a restart, for workers to come back with what they have.",
+    help="How long to wait, after a restart, for workers to come back with what they have.  [default: 1]",
 )
-def command(host: str, port: int, grace: float) -> None:
+def command(host: str | None, port: int | None, http_port: int | None, grace: float | None) -> None:
     """Run a scheduler, until Ctrl-C.
 
     Workers and clients connect to it; who connects must know the token. It is made the first time, in
-    ~/.config/taskloom/token, where this user's workers and clients find it; elsewhere, set TASKLOOM_TOKEN. Other machines
-    reach the scheduler only through TLS.
+    ~/.config/taskloom/token, where this user's workers and clients find it; elsewhere, set TASKLOOM_TOKEN, or
+    TASKLOOM_TOKEN_FILE. Other machines reach the scheduler only through TLS: --host 0.0.0.0 or this machine's address.
+
+    Defaults can be set in ~/.config/taskloom/config.toml, under [cluster], and by variables: TASKLOOM_CLUSTER__PORT=9000.
 
     \b
       taskloom scheduler
@@ -36,10 +42,16 @@ def command(host: str, port: int, grace: float) -> None:
     from taskloom.net.addresses import is_loopback
     from taskloom.node.scheduler import run_scheduler
 
+    host = config.get("cluster.host") if host is None else host
+    port = config.get("cluster.port") if port is None else port
+    grace = config.get("cluster.grace") if grace is None else grace
+    wished = config.get("cluster.http_port") if http_port is None else http_port
     scheme = "tcp" if is_loopback(host) else "tls"
     run_scheduler(
         f"{scheme}://{host}:{port}",
         find_or_make_token(),
         lambda address: click.echo(f"taskloom scheduler at {address}"),
         grace,
+        None if wished < 0 else (host, wished),
+        http_may_fail=http_port is None,
     )

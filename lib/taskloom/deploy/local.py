@@ -50,6 +50,7 @@ class LocalCluster:
         local_directory: where values go that do not fit into memory; by default where temporary files are.
         scheduler_port: where the scheduler listens, on loopback; 0: any port that is free.
         http_port: where it serves its HTTP interface, on loopback; None: nowhere; 0: any port that is free.
+        token: what a client has to know; by default one is made for this cluster alone.
         wait: whether to come back only when all workers have joined.
 
     Attributes:
@@ -77,6 +78,7 @@ class LocalCluster:
         local_directory: str | None = None,
         scheduler_port: int = 0,
         http_port: int | None = None,
+        token: str | None = None,
         wait: bool = False,
     ) -> None:
         count = threads = 1
@@ -93,7 +95,7 @@ class LocalCluster:
         elif threads_per_worker is None:
             threads = max(1, cpu_count() // count)
         self.processes = processes
-        self.token = secrets.token_urlsafe(32)
+        self.token = secrets.token_urlsafe(32) if token is None else token
         self._count = 0 if n_workers == 0 else count
         self._threads = threads
         self._limit = _limit_of(memory_limit, count) if processes else 0

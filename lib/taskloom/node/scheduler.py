@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -360,6 +361,7 @@ async def serve(
     grace: float = 0.0,
     incarnation: int | None = None,
     http: tuple[str, int] | None = None,
+    http_may_fail: bool = False,
     tell: Callable[[str], object] | None = None,
 ) -> None:
     """Be a scheduler until this is cancelled.
@@ -370,6 +372,7 @@ async def serve(
         fd: a socket that listens there already.
         grace, incarnation: see :class:`SchedulerNode`.
         http: host and port of the HTTP interface; None: there is none.
+        http_may_fail: whether to go on without it where its port is taken.
         tell: called with the address when it listens.
     """
     sock = None if fd is None else socket.socket(fileno=fd)
@@ -380,7 +383,13 @@ async def serve(
         from taskloom.node.http import HttpServer
 
         server = HttpServer(node, *http, token=token)
-        await server.start()
+        try:
+            await server.start()
+        except OSError as error:
+            if not http_may_fail:
+                raise
+            print(f"taskloom scheduler: no HTTP at port {http[1]}: {error.strerror}. See --http-port", file=sys.stderr)
+            server = None
     if tell is not None:
         tell(found)
     try:
@@ -392,7 +401,12 @@ async def serve(
 
 
 def run_scheduler(
-    address: str, token: str, tell: Callable[[str], object], grace: float = 0.0, http: tuple[str, int] | None = None
+    address: str,
+    token: str,
+    tell: Callable[[str], object],
+    grace: float = 0.0,
+    http: tuple[str, int] | None = None,
+    http_may_fail: bool = False,
 ) -> None:
     """Run a scheduler in this process until it is stopped; the arguments are those of :func:`serve`."""
-    asyncio.run(serve(address, token, grace=grace, http=http, tell=tell))
+    asyncio.run(serve(address, token, grace=grace, http=http, http_may_fail=http_may_fail, tell=tell))

@@ -44,7 +44,7 @@ from taskloom.node.cell import read_running
 from taskloom.node.codes import MEMORY, REFUSED, REPLACE
 from taskloom.system import thread_limits
 
-__all__ = ["Supervisor", "spawn"]
+__all__ = ["Supervisor", "run_workers", "spawn"]
 
 LOOK = 0.25  # seconds between looks at the processes: memory, stopped or not
 SIGN = 1.0  # seconds between signs of life to the scheduler
@@ -174,6 +174,11 @@ class Supervisor:
         self._news = asyncio.Event()  # somebody has joined or ended
 
     # --- for who drives it
+
+    @property
+    def connected(self) -> bool:
+        """Whether the scheduler can be told something now."""
+        return self._connection is not None and not self._connection.closed
 
     async def start(self) -> None:
         """Start the workers, and connect to the scheduler; does not wait for either."""
@@ -554,3 +559,46 @@ class _Lines:
         """Read no more."""
         if not self._end.is_set():
             self._loop.remove_reader(self._fd)
+
+
+def run_workers(scheduler: str, token: str, *, leave: float, say: Callable[[str], object], **options: Any) -> None:
+    """Run workers until they are told to end, by a signal or by the scheduler.
+
+    Args:
+        leave: seconds for having their values moved.
+        say: called with words for the user.
+        options: those of :class:`Supervisor`.
+
+    Raises:
+        WorkerDiedError: they are of no use to start; says why.
+    """
+
+    async def main() -> None:
+        supervisor = Supervisor(scheduler, token, tell=say, **options)
+        loop = asyncio.get_running_loop()
+        told: asyncio.Queue[int] = asyncio.Queue()
+        for known in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(known, told.put_nowait, int(known))
+        await supervisor.start()
+        signalled = asyncio.ensure_future(told.get())
+        finished = asyncio.ensure_future(supervisor.finished.wait())
+        await asyncio.wait([signalled, finished], return_when=asyncio.FIRST_COMPLETED)
+        if signalled.done() and not finished.done():
+            number = signalled.result()
+            names = [worker.name for worker in supervisor.workers.values() if worker.joined]
+            if names and supervisor.connected:
+                hint = "; Ctrl-C once more ends them at once" if number == signal.SIGINT else ""
+                say(f"worker{'s' if len(names) > 1 else ''}: leaving, once others have what they hold{hint}")
+                leaving = asyncio.ensure_future(supervisor.retire(names, leave))
+                again = asyncio.ensure_future(told.get())
+                await asyncio.wait([leaving, again], return_when=asyncio.FIRST_COMPLETED)
+                for task in (leaving, again):
+                    task.cancel()
+            await supervisor.close(1.0)
+            sys.exit(128 + number)
+        signalled.cancel()
+        await supervisor.close()
+        if supervisor.problem:
+            raise WorkerDiedError(supervisor.problem)
+
+    asyncio.run(main())

@@ -74,7 +74,7 @@ def inc(x):
 
 
 def test_three_terminals(terminals):
-    scheduler, address = terminals.start("scheduler", "--port", "0", "--grace", "0")
+    scheduler, address = terminals.start("scheduler", "--http-port", "-1", "--port", "0", "--grace", "0")
     assert stat.S_IMODE(terminals.token_file.stat().st_mode) == 0o600
     terminals.start("worker", address, "--nthreads", "2")
     terminals.start("worker", address, "--name", "second")
@@ -85,7 +85,7 @@ def test_three_terminals(terminals):
 
 
 def test_a_scheduler_that_is_killed_and_started_again_loses_nothing(terminals, tmp_path):
-    scheduler, address = terminals.start("scheduler", "--port", "0", "--grace", "0")
+    scheduler, address = terminals.start("scheduler", "--http-port", "-1", "--port", "0", "--grace", "0")
     port = address.rpartition(":")[2]
     for _ in range(2):
         terminals.start("worker", address)
@@ -108,7 +108,7 @@ def test_a_scheduler_that_is_killed_and_started_again_loses_nothing(terminals, t
         until(lambda: sum(future.done() for future in second) > 50)
         scheduler.kill()
         scheduler.wait()
-        terminals.start("scheduler", "--port", port, "--grace", "3")
+        terminals.start("scheduler", "--http-port", "-1", "--port", port, "--grace", "3")
         assert client.gather(second) == list(range(100, 600))
         assert client.gather(first) == list(range(100))
     names = [int(name.partition("-")[0]) for name in os.listdir(ran)]
@@ -121,15 +121,15 @@ def test_what_is_wrong_is_said_in_a_line(terminals):
     for args, words in [
         (("worker", "tcp://127.0.0.1:1"), "there is no token for tcp://127.0.0.1:1. Type: TASKLOOM_TOKEN="),
         (("worker", "nowhere"), "nowhere"),
-        (("worker",), "Missing argument 'ADDRESS'"),
-        (("scheduler", "--port", "x"), "not a valid integer"),
+        (("worker",), "which scheduler? Type: taskloom worker"),
+        (("scheduler", "--http-port", "-1", "--port", "x"), "not a valid integer"),
     ]:
         done = terminals.run(*args)
         assert words in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
         assert done.returncode in (1, 2)
-    _, address = terminals.start("scheduler", "--port", "0")
-    taken = terminals.run("scheduler", "--port", address.rpartition(":")[2])
+    _, address = terminals.start("scheduler", "--http-port", "-1", "--port", "0")
+    taken = terminals.run("scheduler", "--http-port", "-1", "--port", address.rpartition(":")[2])
     assert "taken" in taken.stderr or "in use" in taken.stderr
     assert "is not NAME=AMOUNT" in terminals.run("worker", address, "--resource", "GPU").stderr
     with pytest.raises(CommError):
