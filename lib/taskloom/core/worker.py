@@ -134,15 +134,69 @@ class Paused(NamedTuple):
 # --- actions
 
 
-class Start(NamedTuple):
-    """Run a task on a free thread."""
+class Start:
+    """Run a task on a free thread. It is the machine's own record of the task: do not change it.
 
-    grant: int
-    tid: int
-    function: int
-    args: Any
-    deps: Sequence[int]
-    wanted: bool
+    Attributes:
+        grant, tid: which task; ``key`` is both, what its thread calls it.
+        function, args, deps, wanted: what is to be called, and whether the client wants its value.
+        priority, owner, resources: as they came in a Run.
+        missing: how many of its inputs are not here; ``unhanded``, how many of these were not handed over here.
+        running: it was handed over to the threads.
+    """
+
+    __slots__ = (
+        "args",
+        "deps",
+        "function",
+        "grant",
+        "key",
+        "missing",
+        "owner",
+        "priority",
+        "resources",
+        "running",
+        "tid",
+        "unhanded",
+        "wanted",
+    )
+
+    def __init__(
+        self,
+        grant: int,
+        tid: int,
+        function: int,
+        args: Any,
+        deps: Sequence[int],
+        wanted: bool,
+        priority: int = 0,
+        owner: tuple[bytes, int] = (b"", -1),
+        resources: Sequence[tuple[str, float]] = (),
+    ) -> None:
+        self.grant = grant
+        self.tid = tid
+        self.function = function
+        self.args = args
+        self.deps = deps
+        self.wanted = wanted
+        self.priority = priority
+        self.owner = owner
+        self.resources = resources
+        self.key = (grant, tid)
+        self.missing = 0
+        self.unhanded = 0
+        self.running = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Start) and self._what() == other._what()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _what(self) -> tuple[Any, ...]:
+        return self.grant, self.tid, self.function, self.args, self.deps, self.wanted
+
+    def __repr__(self) -> str:
+        return f"Start{self._what()}"
 
 
 class Stop(NamedTuple):
@@ -205,50 +259,6 @@ class Send(NamedTuple):
     tids: Sequence[int]
 
 
-class _Task:
-    __slots__ = (
-        "args",
-        "deps",
-        "function",
-        "grant",
-        "key",
-        "missing",
-        "owner",
-        "priority",
-        "resources",
-        "running",
-        "tid",
-        "unhanded",
-        "wanted",
-    )
-
-    def __init__(
-        self,
-        grant: int,
-        tid: int,
-        priority: int,
-        function: int,
-        args: Any,
-        deps: Sequence[int],
-        wanted: bool,
-        owner: tuple[bytes, int],
-        resources: Sequence[tuple[str, float]],
-    ) -> None:
-        self.grant = grant
-        self.tid = tid
-        self.priority = priority
-        self.function = function
-        self.args = args
-        self.deps = deps
-        self.wanted = wanted
-        self.owner = owner
-        self.resources = resources
-        self.missing = 0  # inputs that are not here
-        self.unhanded = 0  # of these, those that were not handed over here
-        self.running = False
-        self.key = (grant, tid)  # what its thread calls it
-
-
 class WorkerMachine:
     """The worker's machine.
 
@@ -278,10 +288,10 @@ class WorkerMachine:
         self.ahead = ahead
         self._chains = ahead > 0 and threads == 1
         self._mean = ahead  # seconds that a task takes, of late
-        self.tasks: dict[int, _Task] = {}
+        self.tasks: dict[int, Start] = {}
         self.data: dict[int, int] = {}
         self.owners: dict[int, tuple[bytes, int]] = {}
-        self.running: dict[tuple[int, int], _Task] = {}
+        self.running: dict[tuple[int, int], Start] = {}
         self.stopping: set[tuple[int, int]] = set()
         self.asked: dict[int, tuple[int, int]] = {}
         self.waiters: dict[int, list[int]] = {}
@@ -293,7 +303,7 @@ class WorkerMachine:
         self._failures: dict[int, Any] = {}  # of tasks that raised while there was no scheduler
         self._names = 0  # below 0: what values are called while there is no scheduler
         self.copying: dict[int, tuple[int, tuple[bytes, int]]] = {}
-        self._ready: list[tuple[int, int, int]] = []  # heap of (priority, tid, grant)
+        self._ready: list[tuple[int, int, int, Start]] = []  # heap of (priority, tid, grant, task)
         self._actions: list[Any] = []
         self._report: dict[int, Report] = {}
         self._handlers: dict[type, Any] = {
@@ -432,7 +442,7 @@ class WorkerMachine:
             strict=True,
         )
         for tid, priority, function, args, deps, want, owner, resources in columns:
-            task = tasks[tid] = _Task(grant, tid, priority, function, args, deps, bool(want & WISH), owner, resources)
+            task = tasks[tid] = Start(grant, tid, function, args, deps, bool(want & WISH), priority, owner, resources)
             for d in deps:
                 if d in data:
                     continue
@@ -449,7 +459,7 @@ class WorkerMachine:
                     self.asked[d] = source, self._serial
                     asks.setdefault(source, []).append(d)
             if not task.unhanded:
-                heappush(ready, (priority, tid, grant))
+                heappush(ready, (priority, tid, grant, task))
         for source, tids in asks.items():
             self._actions.append(Say(source, Ask(self._serial, tids)))
         if missing:
@@ -483,7 +493,7 @@ class WorkerMachine:
                 self._forget([tid])
             self._failures.pop(tid, None)
 
-    def _remove(self, task: _Task) -> None:
+    def _remove(self, task: Start) -> None:
         """A task will not run here, or what it ends with does not count."""
         del self.tasks[task.tid]
         if not task.missing:
@@ -537,13 +547,13 @@ class WorkerMachine:
     def _begin(self) -> None:
         """Start what can be started: the highest priority first."""
         ready = self._ready
-        held: list[tuple[int, int, int]] = []
+        held: list[tuple[int, int, int, Start]] = []
         limit = 1 if self.paused else self.threads + int(self.ahead * self.threads / max(self._mean, 2e-6))
         running, tasks, data, act = self.running, self.tasks, self.data, self._actions.append
         while ready and len(running) < limit:
-            priority, tid, grant = heappop(ready)
-            task = tasks.get(tid)
-            if task is None or task.grant != grant or task.running or task.unhanded:
+            entry = heappop(ready)
+            tid, task = entry[1], entry[3]
+            if tasks.get(tid) is not task or task.running or task.unhanded:
                 continue
             if task.missing:
                 if not all(d in data or (d in tasks and tasks[d].running) for d in task.deps):
@@ -553,23 +563,23 @@ class WorkerMachine:
                 continue
             if task.resources:
                 if not all(self.free.get(name, 0.0) >= amount for name, amount in task.resources):
-                    held.append((priority, tid, grant))
+                    held.append(entry)
                     continue
                 for name, amount in task.resources:
                     self.free[name] -= amount
             task.running = True
-            running[grant, tid] = task
-            act(Start(grant, tid, task.function, task.args, task.deps, task.wanted))
+            running[task.key] = task
+            act(task)
             if self._chains and tid in self.waiters:
                 for waiting in self.waiters[tid]:
                     other = tasks[waiting]
                     other.unhanded -= 1
                     if not other.unhanded:
-                        heappush(ready, (other.priority, waiting, other.grant))
+                        heappush(ready, (other.priority, waiting, other.grant, other))
         for entry in held:
             heappush(ready, entry)
 
-    def _stopped(self, grant: int, tid: int) -> _Task | None:
+    def _stopped(self, grant: int, tid: int) -> Start | None:
         """A thread is free again; the task, if it still counts."""
         task = self.running.pop((grant, tid))
         if task.resources:
@@ -583,19 +593,41 @@ class WorkerMachine:
         del self.tasks[task.tid]
         return task
 
+    def ended(self, key: tuple[int, int], size: int, seconds: float, result: Any) -> int | None:
+        """A task has run well: what the event :class:`Ended` says, for who has many of them; :meth:`handle` follows.
+
+        Returns:
+            By what name to keep its value; None: throw it away.
+        """
+        task = self.running.pop(key)
+        if task.resources:
+            for name, amount in task.resources:
+                self.free[name] += amount
+        if self._kept:
+            self._kept.discard(key)
+        if self.stopping and key in self.stopping:
+            self.stopping.discard(key)
+            return None
+        tid = task.tid
+        del self.tasks[tid]
+        self._mean += (seconds - self._mean) * 0.1
+        self.data[tid] = size
+        self.owners[tid] = task.owner
+        if tid >= 0:  # else there is nobody to tell, or nobody that has said yet whether it wants it
+            report = self._report.get(task.grant) or self._reporting(task.grant)
+            report.tids.append(tid)  # type: ignore[attr-defined]
+            report.sizes.append(size)  # type: ignore[attr-defined]
+            report.seconds.append(seconds)  # type: ignore[attr-defined]
+            report.results.append(result)  # type: ignore[attr-defined]
+            if tid in self.waiters or tid in self.askers or self.copying:
+                self._arrived(tid, True)
+        return tid
+
     def _ended(self, event: Ended) -> None:
         grant, tid, size, seconds, result = event
-        task = self._stopped(grant, tid)
-        if task is None:
-            self._actions.append(Discard(grant, tid))
-            return
-        self._mean += (seconds - self._mean) * 0.1
-        name = task.tid
-        self._actions.append(Keep(grant, tid, name))
-        self.data[name] = size
-        self.owners[name] = task.owner
-        if name >= 0:  # else there is nobody to tell, or nobody that has said yet whether it wants it
-            self._done(task.grant, name, seconds, result)
+        before = len(self._actions)
+        name = self.ended((grant, tid), size, seconds, result)
+        self._actions.insert(before, Discard(grant, tid) if name is None else Keep(grant, tid, name))
 
     def _done(self, grant: int, tid: int, seconds: float, result: Any) -> None:
         report = self._report.get(grant) or self._reporting(grant)
@@ -639,7 +671,7 @@ class WorkerMachine:
             return
         task.unhanded = sum(d not in self.data and not self._is_handed(d) for d in task.deps)
         if not task.unhanded:
-            heappush(self._ready, (task.priority, task.tid, task.grant))
+            heappush(self._ready, (task.priority, task.tid, task.grant, task))
 
     def _is_handed(self, tid: int) -> bool:
         task = self.tasks.get(tid)
@@ -666,7 +698,7 @@ class WorkerMachine:
             if not handed:
                 task.unhanded -= 1
                 if not task.unhanded and not task.running:
-                    heappush(self._ready, (task.priority, waiting, task.grant))
+                    heappush(self._ready, (task.priority, waiting, task.grant, task))
         askers = self.askers.pop(tid, None)
         if askers:
             for peer, serial in askers:
