@@ -30,11 +30,8 @@ from taskloom.core.messages import (
 from taskloom.core.worker import (
     AskerLost,
     ClosePeers,
-    Discard,
-    Ended,
     Forget,
     Got,
-    Keep,
     Leave,
     Paused,
     PeerAsks,
@@ -132,9 +129,7 @@ class WorkerNode:
         self._sender = Sender(self.values)
         self._output = Output() if capture else None
         self._die = die
-        self._results: dict[tuple[int, int], Any] = {}
         self._fresh: dict[int, Any] = {}  # tid -> value, of tasks whose end the event loop has not heard of yet
-        self._starts: dict[tuple[int, int], Start] = {}
         self._events: list[Any] = []
         self._called = False
         self._closing = False
@@ -253,8 +248,6 @@ class WorkerNode:
         _log.warning("worker %s has lost the scheduler at %s: %s", self.name, self.scheduler, reason)
         self._events.clear()
         withdrawn: list[Any] = self.executor.withdraw()
-        for key in withdrawn:
-            del self._starts[key]
         self._do(self.machine.disconnected(withdrawn))
         self._loop.create_task(self._come_back())
 
@@ -300,16 +293,7 @@ class WorkerNode:
         for action in actions:
             kind = type(action)
             if kind is Start:
-                key = action.grant, action.tid
-                self._starts[key] = action
-                starts.append((key, action.tid, action, functions[action.function]))
-            elif kind is Keep:
-                value, size = self._results.pop((action.grant, action.tid))
-                self.values.put(action.name, value, size)
-                self._fresh.pop(action.tid, None)
-            elif kind is Discard:
-                self._results.pop((action.grant, action.tid), None)
-                self._fresh.pop(action.tid, None)
+                starts.append((action.key, action.tid, action, functions[action.function]))
             elif kind is Forget:
                 self.values.forget(action.tids)
             elif kind is Send:
@@ -333,13 +317,19 @@ class WorkerNode:
 
     # --- tasks (the first two run in the executor's threads)
 
-    def _prepare(self, key: Any, start: Start, function: Any) -> tuple[Any, tuple[Any, ...]]:
+    def _prepare(self, key: Any, task: Start, function: Any) -> tuple[Any, Any]:
+        call = function.opened or function.open()
+        args, deps = task.args, task.deps
+        if not deps and type(args) is tuple:
+            return call, args
         get = self.values.get
         try:
-            inputs = [get(d) for d in start.deps]
+            inputs = [get(d) for d in deps]
         except KeyError:
-            inputs = [self._input(d) for d in start.deps]
-        return calls.call, (function.opened or function.open(), start.args, inputs)
+            inputs = [self._input(d) for d in deps]
+        if args is None:
+            return call, inputs
+        return calls.call, (call, args, inputs)
 
     def _input(self, tid: int) -> Any:
         """A value that was made here, maybe just now: the event loop moves it from the one place to the other."""
@@ -352,21 +342,25 @@ class WorkerNode:
 
     def _finish(self, key: Any, value: Any, seconds: float) -> Any:
         size = sizeof(value)
-        result = calls.pack_result(value, size) if self._starts[key].wanted else None
+        task = self.machine.running[key]
+        result = calls.pack_result(value, size) if task.wanted else None
         self._fresh[key[1]] = value  # for tasks that were handed over behind this one
         return value, size, result
 
     def _collect(self) -> None:
         key: Any
+        some = False
+        ended, put, fresh = self.machine.ended, self.values.put, self._fresh
         for key, kind, outcome, seconds in self.executor.collect():
             if kind == STUCK:
                 self._stuck(key, seconds)
-                continue
-            del self._starts[key]
-            if kind == DONE:
+            elif kind == DONE:
                 value, size, result = outcome
-                self._results[key] = value, size
-                self._events.append(Ended(key[0], key[1], size, seconds, result))
+                name = ended(key, size, seconds, result)
+                if name is not None:
+                    put(name, value, size)
+                fresh.pop(key[1], None)
+                some = True
             elif type(outcome) is _NotThere:
                 self._events.append(Unready(key[0], key[1]))
             else:
@@ -378,7 +372,7 @@ class WorkerNode:
             if pieces and self.connection is not None:
                 columns = [list(column) for column in zip(*pieces, strict=True)]
                 self.connection.send(Said([ticket[1] for ticket in columns[0]], *columns[1:]))
-        if self._events and not self._closing:
+        if some or self._events:
             self._work()
 
     def _running(self) -> list[int]:
@@ -387,7 +381,7 @@ class WorkerNode:
 
     def _stuck(self, key: Any, seconds: float) -> None:
         """A task that was told to stop still runs. Its thread is lost until it ends: best to have another process."""
-        others = [other for other in self._starts if other not in self.machine.stopping]
+        others = [other for other in self.machine.running if other not in self.machine.stopping]
         words = (
             f"a task that was cancelled {seconds:.0f} s ago does not stop: it is in native code, or catches everything"
         )
