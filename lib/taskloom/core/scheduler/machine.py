@@ -116,6 +116,7 @@ class Scheduler:
         self.spreading = Spreading(self.tasks, self.workers, self.placing, self.out)
         self.counts = Counts()
         self.now = 0.0
+        self.incarnation = incarnation
         self._numbers = incarnation << 20  # workers know each other by their numbers, also across a restart
         self._functions = 0
         self._ranks = 0
