@@ -6,7 +6,7 @@ again to a scheduler that has started anew; what workers still hold of them is n
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -85,6 +85,7 @@ class ClientMachine:
         wanted: bytes,
         options: Options | None = None,
         unpin: tuple[int, int] = (0, 0),
+        first: int | None = None,
     ) -> tuple[int, list[Any]]:
         """New tasks.
 
@@ -96,11 +97,13 @@ class ClientMachine:
             wanted: for each WISH, PIN, both or 0; see :class:`taskloom.core.messages.Submit`.
             options: what else is said of them.
             unpin: see there too.
+            first: the first one's counter, where they were counted before, see :meth:`reserve`.
 
         Returns:
             The counter of the first, and the messages to the scheduler.
         """
-        first = self._next
+        if first is None:
+            first = self.reserve(len(functions))
         numbers = []
         for digest, payload in functions:
             number = self._functions.get(digest)
@@ -109,8 +112,12 @@ class ClientMachine:
                 self._payloads.append(payload)
             numbers.append(number)
         block = Submit(first, numbers, list(args), list(deps), wanted, options or Options(), unpin)
-        self._next += len(numbers)
-        self._blocks.append(block)
+        if not numbers:
+            pass
+        elif self._blocks and first < self._blocks[-1].first:
+            insort(self._blocks, block, key=lambda block: block.first)  # counted before another, and here after it
+        else:
+            self._blocks.append(block)
         if unpin[0] < unpin[1]:
             for counter in [counter for counter in self._pinned if unpin[0] <= counter < unpin[1]]:
                 del self._pinned[counter]
@@ -120,6 +127,12 @@ class ClientMachine:
             if want & PIN and not unpin[0] <= first + k < unpin[1]:
                 self._pinned[first + k] = None
         return first, [*self._new_functions(), block]
+
+    def reserve(self, count: int) -> int:
+        """The counter of the first of so many tasks to come, which follow each other, whatever comes in between."""
+        first = self._next
+        self._next += count
+        return first
 
     @property
     def next_counter(self) -> int:

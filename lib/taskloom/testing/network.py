@@ -32,6 +32,11 @@ class Clock:
         self._count += 1
         heapq.heappush(self._heap, (time, self._count, what))
 
+    @property
+    def next(self) -> float:
+        """When the next thing happens; never: infinity."""
+        return self._heap[0][0] if self._heap else float("inf")
+
     def step(self) -> bool:
         """Let the next thing happen; False when there is none."""
         if not self._heap:

@@ -52,6 +52,17 @@ def test_functions_go_once():
     assert client.next_counter == 3
 
 
+def test_counters_of_a_graph_are_its_own_whatever_comes_in_between():
+    client = machine()
+    base = client.reserve(3)
+    assert submit(client, ())[0] == 3
+    columns = [F, F], ["args"] * 2, [(), ()]
+    assert client.submit(*columns, bytes([WISH, PIN]), NONE, first=base)[0] == 0
+    assert client.submit([F], ["args"], [(1,)], bytes([WISH]), NONE, (0, 3), first=2)[0] == 2
+    assert [message.first for message in client.connected() if type(message) is Submit] == [0, 2, 3, 4]
+    assert client.connected()[0] == Back([0, 2, 3])
+
+
 def test_what_becomes_of_a_wish():
     client = machine()
     submit(client, (), ())

@@ -228,6 +228,55 @@ def test_nobody_is_asked_twice():
     assert play.from_worker(b, Missing([play.tid(0)], a)) == []
 
 
+def test_what_takes_much_longer_than_was_thought_is_given_back_beyond_two_for_each_thread():
+    play = taught(0.001, "a", "b")
+    a, b = play.workers
+    play.submit(*many(100), wanted=b"\1" * 100)
+    mine = [n for n in range(1, 101) if play.place(n) == a]
+    others = [n for n in range(1, 101) if play.place(n) == b]
+    assert len(mine) == 20
+    ((number, take_back),) = only(play.report(a, mine[0], seconds=1.0), TakeBack)
+    assert number == a
+    assert list(take_back.tids) == [play.tid(n) for n in mine[3:]]
+    assert play.scheduler.workers[a].load == pytest.approx(19 * 0.25, rel=0.01)
+    assert runs(play.gave_back(a, *mine[3:])) == {}  # a has enough, and so has b
+    assert runs(play.report(b, *others, seconds=0.001))[b][0] == mine[3]  # before what was never sent
+
+
+def test_what_takes_a_little_longer_or_little_is_not():
+    play = taught(0.001, "a")
+    (a,) = play.workers
+    play.submit(*many(40), wanted=b"\1" * 40)
+    assert only(play.report(a, 1, seconds=0.019), TakeBack) == []
+    play = taught(0.010, "a")
+    play.submit(*many(40), wanted=b"\1" * 40)
+    assert only(play.report(play.workers[0], 1, seconds=0.039), TakeBack) == []
+
+
+def test_a_worker_with_a_thread_that_rests_takes_from_others():
+    play = taught(1.0, ("a", 2))
+    (a,) = play.workers
+    play.submit(*many(5), wanted=b"\1" * 5)
+    b = play.came("b", 2)
+    assert runs(play.hear()) == {b: [5]}
+    c = play.came("c", 2)
+    play.submit((), wanted=b"\1", workers=("c",))
+    assert runs(play.gave_back(a, 4)) == {b: [4]}
+    assert play.scheduler.workers[c].taking == set()
+    assert len(play.scheduler.workers[c].sent) == 1
+
+
+def test_who_said_that_it_had_begun_is_not_asked_again():
+    play = taught(1.0, "a")
+    (a,) = play.workers
+    play.submit(*many(2), wanted=b"\1" * 2)
+    play.came("b")
+    assert len(only(play.hear(), TakeBack)) == 1
+    assert [list(message.tids) for _, message in play.kept(a, 2)] == [[play.tid(1)]]  # then it is this one that waits
+    assert play.kept(a, 1) == []
+    assert play.hear() == []
+
+
 # --- pause
 
 

@@ -38,7 +38,7 @@ from taskloom.core.messages import (
     Want,
 )
 from taskloom.core.scheduler.outbox import Action, Outbox
-from taskloom.core.scheduler.placing import Placing
+from taskloom.core.scheduler.placing import HORIZON, Placing
 from taskloom.core.scheduler.spreading import Spreading
 from taskloom.core.scheduler.state import (
     AWAY,
@@ -292,6 +292,8 @@ class Scheduler:
         if self._grace_until is None:
             if self.placing.parked and now >= self.placing.recheck:
                 self.placing.unpark()
+            if self.placing.surprised:
+                self.placing.replan()
             self.placing.fill()
             self.placing.balance()
             if self.spreading.values:
@@ -790,6 +792,8 @@ class Scheduler:
         """SENT -> DONE."""
         tasks = self.tasks
         has_inputs = slot not in worker.begun and slot not in worker.taking
+        if seconds > HORIZON and seconds > 4 * worker.sent[slot]:
+            self.placing.surprised[worker.number] = None
         self._take_off(slot, worker)
         function = tasks.function[slot]
         if function is not None:

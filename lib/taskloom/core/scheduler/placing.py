@@ -17,7 +17,6 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush, heapreplace
-from itertools import islice
 
 from taskloom.core.messages import Functions, Run
 from taskloom.core.scheduler.outbox import Outbox
@@ -52,6 +51,7 @@ class Placing:
         runnable: how many are WAITING, READY or SENT and have all their inputs: so many could run at a time.
         touched: workers whose share has changed.
         idle: workers that could not be given as much as they could take.
+        surprised: workers at which a task took much longer than was thought.
         everywhere: slots of values that are on all workers or on their way there, see :mod:`taskloom.core.scheduler.spreading`;
             ``broad``: there were such tasks.
     """
@@ -73,6 +73,7 @@ class Placing:
         self.runnable = 0
         self.touched: dict[int, None] = {}
         self.idle: dict[int, None] = {}
+        self.surprised: dict[int, None] = {}
         self.everywhere: dict[int, Spread] = {}
         self.broad = False
 
@@ -536,17 +537,40 @@ class Placing:
 
     # --- taking back
 
+    def replan(self) -> None:
+        """Tasks took much longer than was thought: who has more of them than it should gives back what it has not begun.
+
+        They come before all that is sent from now on: else others would be done with what comes after them long before them.
+        """
+        surprised, self.surprised = self.surprised, {}
+        for number in surprised:
+            worker = self.workers.get(number)
+            if worker is None:
+                continue
+            for slot in worker.sent:
+                worker.sent[slot] = self._cost(slot)
+            worker.load = sum(worker.sent.values())
+            room = HORIZON * worker.threads
+            for place, (slot, cost) in enumerate(worker.sent.items()):
+                if place >= 2 * worker.threads and room <= 0 and slot not in worker.begun:
+                    self.take_back(worker, slot)
+                room -= cost
+
     def balance(self) -> None:
-        """Have busy workers give up tasks that those with nothing to do could begin."""
+        """Have busy workers give up tasks that those with a thread that has nothing to do could begin."""
         if not self.idle:
             return
         queued, busy = self._busiest()
         if queued is None and busy is None:
             return
-        for number in list(islice(self.idle, AT_ONCE)):
+        looked_after = 0
+        for number in list(self.idle):
+            if looked_after == AT_ONCE or (queued is None and busy is None):
+                break
             idle = self.workers.get(number)
-            if idle is None or idle.sent or idle.queue or not self.is_hungry(idle):
+            if idle is None or len(idle.sent) >= idle.threads or idle.queue or not self.is_hungry(idle):
                 continue
+            looked_after += 1
             if queued is not None and queued is not idle and self._steal_queued(queued, idle):
                 queued, busy = self._busiest()
                 continue
@@ -566,7 +590,12 @@ class Placing:
                 count = len(worker.queue) + len(worker.blocked)
                 if count > most:
                     queued, most = worker, count
-            if len(worker.sent) > worker.threads and not worker.taking and (busy is None or worker.load > busy.load):
+            if (
+                len(worker.sent) > worker.threads
+                and not worker.taking
+                and len(worker.sent) > len(worker.begun)
+                and (busy is None or worker.load > busy.load)
+            ):
                 busy = worker
         return queued, busy
 
@@ -574,7 +603,10 @@ class Placing:
         """Have a worker give back, for one that has nothing, half of what it can begin and may not have begun."""
         tasks = self.tasks
         undone, owner, deps = tasks.undone, tasks.owner, tasks.deps
-        spare = list(busy.sent)[busy.threads :]
+        # of those that it has once said it had begun there is no use in asking again
+        begun = busy.begun
+        may = [slot for slot in busy.sent if slot not in begun] if begun else list(busy.sent)
+        spare = may[max(0, busy.threads - len(begun)) :]
         checked: Block | None = None  # that it may run
         for slot in spare[len(spare) // 2 :]:
             if undone[slot] or (owner[slot] is not checked and not self.may_run(idle, owner[slot])):

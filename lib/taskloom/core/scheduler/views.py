@@ -228,17 +228,10 @@ def retirement(scheduler: Scheduler, worker: Worker) -> Retirement:
     )
 
 
-def expendable(scheduler: Scheduler, count: int) -> list[Worker]:
-    """So many workers that can go most easily: who has nothing to do, then who holds least, then who is idle longest.
-
-    Raises:
-        ValueError: there are not so many.
-    """
+def expendable(scheduler: Scheduler) -> list[Worker]:
+    """Who can go most easily, first: who has nothing to do, then who holds least, then who is idle longest."""
     here = [worker for worker in scheduler.workers.values() if not worker.retiring]
-    if count > len(here):
-        raise ValueError(f"{count} workers are to go, and only {len(here)} are here that are not to go already")
-    here.sort(key=lambda worker: (not _is_idle(worker), worker.nbytes, worker.idle_since, worker.number))
-    return here[:count]
+    return sorted(here, key=lambda worker: (not _is_idle(worker), worker.nbytes, worker.idle_since, worker.number))
 
 
 # --- what the cluster wishes
@@ -310,7 +303,7 @@ def wish(
     why = "nothing" if not workers else "memory" if by_memory > by_work else "work"
     if not scheduler.settled and workers < len(here):
         workers, why = len(here), "settling"
-    idle = [worker for worker in expendable(scheduler, len(here)) if _is_idle(worker)]
+    idle = [worker for worker in expendable(scheduler) if _is_idle(worker)]
     spare = [
         Spare(worker.name, worker.number, max(0.0, now - worker.idle_since), worker.nbytes)
         for worker in idle[: max(0, len(here) - workers)]
