@@ -8,13 +8,14 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import figures
 from benchmarks.report import as_json, report
 from benchmarks.runner import ROOT, run_workload, versions
 from benchmarks.systems import SYSTEMS
-from benchmarks.workloads import WORKLOADS, make_data
+from benchmarks.workloads import LOCAL, WORKLOADS, make_data
 
 LOCAL = ("taskloom-sync", "taskloom-threads", "taskloom-processes")
 
@@ -24,8 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     begin = time.monotonic()
     whole = not options.quick and options.systems is None and options.workloads is None
-    systems = _names("system", options.systems, SYSTEMS)
-    workloads = _names("workload", options.workloads, WORKLOADS)
+    systems = _names("system", options.systems, SYSTEMS, [name for name in SYSTEMS if "local" in SYSTEMS[name].groups])
+    workloads = _names("workload", options.workloads, WORKLOADS, LOCAL)
     repeat = options.repeat or (2 if options.quick else 7)
 
     def say(text: str) -> None:
@@ -103,9 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _names(what: str, given: list[str] | None, known: dict[str, type]) -> list[str]:
+def _names(what: str, given: list[str] | None, known: dict[str, type], default: Sequence[str]) -> list[str]:
     if given is None:
-        return list(known)
+        return list(default)
     found: list[str] = []
     for name in (part for item in given for part in item.split(",") if part):
         matching = [name] if name in known else [other for other in known if other.startswith(name + "-")]

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.systems import SYSTEMS, NotForThis, System
+from benchmarks.systems import SYSTEMS, NotForThis, System, why_absent
 from benchmarks.workloads import WORKLOADS, Workload, add, inc, noop
 
 
@@ -25,6 +25,7 @@ class Server:
         self.workload: Workload | None = None
         self.call: Callable[[], Any] | None = None
         self.started = False
+        self.importing = 0.0
 
     def start(self) -> None:
         if not self.started:
@@ -32,21 +33,26 @@ class Server:
             self.system.start()
 
     def load(self, **_: Any) -> dict[str, Any]:
+        begin = time.perf_counter()
         try:
             self.system.load()
         except ImportError as error:
-            return {"absent": str(error)}
+            package = self.system.package
+            return {"absent": why_absent(package) if package else f"not installed: {error}"}
+        self.importing = time.perf_counter() - begin
         return {"version": self.system.version()}
 
     def prepare(self, workload: str, quick: bool, data: str) -> dict[str, Any]:
         """Make the workload, the pool, and let the pool warm up on another graph."""
         self.workload = WORKLOADS[workload](quick, data)
-        self.start()
+        if not self.workload.cold:
+            self.start()
         self.call = self.system.prepare(self.workload)
-        try:
-            self.system.run(WORKLOADS["noops"](True))
-        except NotForThis:
-            pass
+        if not self.workload.cold:
+            try:
+                self.system.run(WORKLOADS["noops"](True))
+            except NotForThis:
+                pass
         return {
             "title": self.workload.title,
             "tasks": self.workload.tasks,
@@ -57,10 +63,13 @@ class Server:
         """One run: the clock, then the check."""
         assert self.call is not None
         assert self.workload is not None
+        if self.workload.cold:
+            if self.started:
+                self.started = False
+                self.system.close()
+            self.start()
         gc.collect()
-        begin = time.perf_counter()
-        value = self.call()
-        seconds = time.perf_counter() - begin
+        seconds, value = self.system.measure(self.workload, self.call)
         return {"seconds": seconds, "right": self.workload.check(value)}
 
     def first(self) -> dict[str, Any]:
@@ -70,6 +79,15 @@ class Server:
         value = self._one()
         seconds = time.perf_counter() - begin
         return {"seconds": seconds, "right": value == 1}
+
+    def ready(self) -> dict[str, Any]:
+        """Making the pool, until all of its workers are there, and then the first task; after the import, in this process."""
+        begin = time.perf_counter()
+        self.start()
+        started = time.perf_counter()
+        value = self._one()
+        done = time.perf_counter()
+        return {"import": self.importing, "start": started - begin, "first": done - started, "right": value == 1}
 
     def _one(self) -> Any:
         try:

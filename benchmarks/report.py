@@ -170,7 +170,7 @@ def _summary(results: _Results, systems: Sequence[str], workloads: Sequence[str]
 
 
 def _failed(cell: Cell) -> bool:
-    return bool(cell.note) and cell.note != "not installed"
+    return bool(cell.note) and not cell.note.startswith("not installed")
 
 
 def _workload(results: _Results, systems: Sequence[str], workload: str) -> str:

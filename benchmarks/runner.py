@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.systems import SYSTEMS
 
 __all__ = ["Cell", "Child", "ChildError", "environment", "run_workload"]
@@ -27,7 +29,7 @@ ONE_THREAD = dict.fromkeys(
 )
 """Set before NumPy is imported anywhere, so that no system gets more of the machine than it has workers."""
 
-SLOW = 4.0  # seconds; a system that takes longer for a run has two runs only
+SLOW = 4.0  # seconds; a system that takes longer for a run has few runs only
 
 
 def environment() -> dict[str, str]:
@@ -104,11 +106,21 @@ class Child:
         self.process.stdout.close()
 
     def kill(self) -> None:
-        """End it and everything that it started."""
+        """End it and everything that it started, also what has left its group."""
+        descendants = []
+        try:
+            descendants = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.Error:
+            pass
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+        for process in descendants:
+            try:
+                process.kill()  # unless its number is another one's by now
+            except psutil.Error:
+                pass
         self.process.wait()
 
     def __enter__(self) -> Child:
@@ -165,6 +177,7 @@ def run_workload(
     quick: bool,
     data: str,
     say: Callable[[str], None],
+    slow_rounds: int = 2,
 ) -> list[Cell]:
     """Run a workload on systems in turns.
 
@@ -173,6 +186,7 @@ def run_workload(
         budget: seconds after which no further round begins; there are two rounds at least (one, if quick).
         data: folder with the files of :func:`benchmarks.workloads.make_data`.
         say: told what happens.
+        slow_rounds: how many rounds a system has that takes more than four seconds for one.
 
     Returns:
         A cell for each system, in their order.
@@ -191,7 +205,7 @@ def run_workload(
         for n in range(repeat):
             if n >= (1 if quick else 2) and time.monotonic() - begin > budget:
                 break
-            turn = [name for name in children if n < 2 or max(cells[name].seconds, default=0.0) < SLOW]
+            turn = [name for name in children if n < slow_rounds or max(cells[name].seconds, default=0.0) < SLOW]
             draw.shuffle(turn)
             for name in turn:
                 if not _run(cells[name], children[name]):
@@ -207,7 +221,7 @@ def _prepare(cell: Cell, child: Child, workload: str, quick: bool, data: str) ->
     try:
         loaded = child.ask("load")
         if "absent" in loaded:
-            cell.note = "not installed"
+            cell.note = loaded["absent"]
             return False
         if "error" in loaded:
             cell.note = loaded["error"]

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import secrets
+import shutil
+import statistics
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from benchmarks.workloads import Workload
+from benchmarks.workloads import FUTURES, GRAPH, TRIPS, Workload
 
-__all__ = ["SYSTEMS", "NotForThis", "System"]
+__all__ = ["SYSTEMS", "NotForThis", "System", "why_absent"]
 
 
 class NotForThis(Exception):
@@ -27,6 +34,7 @@ class System:
     Attributes:
         name: as on the command line and in the tables.
         package: the distribution whose version is shown; None for what comes with Python.
+        groups: in whose tables it is: "local", "cluster" or both.
         peer: the name of the system of ours that does the same kind of thing.
 
     Args:
@@ -35,6 +43,7 @@ class System:
 
     name = ""
     package: str | None = None
+    groups: tuple[str, ...] = ("local",)
     peer = ""
 
     def __init__(self, workers: int) -> None:
@@ -54,6 +63,14 @@ class System:
         """The results of a function for each item."""
         raise NotForThis
 
+    def futures(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """The results of a function for each item, by a future each."""
+        raise NotForThis
+
+    def trip(self, function: Callable[[Any], Any], item: Any) -> Any:
+        """The result of one task, by its future."""
+        raise NotForThis
+
     def compute(self, bag: Any) -> Any:
         """The value of a bag of ``bag_module()``."""
         raise NotForThis
@@ -64,7 +81,7 @@ class System:
 
     def run(self, workload: Workload) -> Any:
         """The value of a workload; what the clock is held to."""
-        if workload.parts is None:
+        if workload.parts is None or workload.kind != GRAPH:
             raise NotForThis
         return workload.parts.finish(self.map(workload.parts.function, workload.parts.items))
 
@@ -74,6 +91,21 @@ class System:
             bag = workload.bag(self.bag_module())
             return lambda: self.compute(bag)
         return lambda: self.run(workload)
+
+    def measure(self, workload: Workload, call: Callable[[], Any]) -> tuple[float, Any]:
+        """Seconds of one run, and its value."""
+        parts = workload.parts
+        if workload.kind == TRIPS and parts is not None:
+            taken = []
+            values = []
+            for item in parts.items:
+                begin = time.perf_counter()
+                values.append(self.trip(parts.function, item))
+                taken.append(time.perf_counter() - begin)
+            return statistics.median(taken), parts.finish(values)
+        begin = time.perf_counter()
+        value = call()
+        return time.perf_counter() - begin, value
 
     def close(self) -> None:
         """Let the pool go."""
@@ -87,13 +119,20 @@ class _Graphs(System):
     """A system that takes graphs."""
 
     def run(self, workload: Workload) -> Any:
+        if workload.kind == TRIPS:
+            raise NotForThis
+        if workload.kind == FUTURES and workload.parts is not None:
+            return workload.parts.finish(self.futures(workload.parts.function, workload.parts.items))
         return self.get(workload.graph, workload.keys)
 
 
 class Plain(System):
     name = "plain loop"
+    groups = ("local", "cluster")
 
     def prepare(self, workload: Workload) -> Callable[[], Any]:
+        if workload.kind == TRIPS or workload.cold:
+            raise NotForThis
         return workload.plain
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
@@ -333,6 +372,168 @@ class FuturesProcesses(_Executor):
         self.pool = self.make(self.workers)
 
 
+class TaskloomCluster(_Graphs):
+    """As ``Client()`` is: a cluster on this machine, with a token, worker processes of one thread each."""
+
+    name = "taskloom-cluster"
+    package = "taskloom"
+    groups = ("cluster",)
+    client: Any
+
+    def load(self) -> None:
+        import taskloom
+
+        self.taskloom: Any = taskloom
+
+    def start(self) -> None:
+        self.client = self.taskloom.Client(n_workers=self.workers, threads_per_worker=1)
+        wait = getattr(self.client, "wait_for_workers", None) or self.client._cluster.wait_for_workers
+        wait(self.workers)
+
+    def get(self, graph: dict[Any, Any], keys: Any) -> Any:
+        return self.client.get(graph, keys)
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        return list(self.client.gather(self.client.map(function, items)))
+
+    futures = map
+
+    def trip(self, function: Callable[[Any], Any], item: Any) -> Any:
+        return self.client.submit(function, item).result()
+
+    def bag_module(self) -> Any:
+        import taskloom.bag
+
+        return taskloom.bag
+
+    def compute(self, bag: Any) -> Any:
+        return bag.compute(scheduler=self.client.get)
+
+    def close(self) -> None:
+        self.client.close()
+
+    @classmethod
+    def version(cls) -> str:
+        import taskloom
+
+        return taskloom.__version__
+
+
+class Distributed(TaskloomCluster):
+    name = "distributed"
+    package = "distributed"
+    peer = "taskloom-cluster"
+
+    def load(self) -> None:
+        import distributed
+
+        self.distributed: Any = distributed
+
+    def start(self) -> None:
+        self.client = self.distributed.Client(
+            n_workers=self.workers, threads_per_worker=1, processes=True, dashboard_address=None
+        )
+        self.client.wait_for_workers(self.workers)
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        # Not pure: else a second run would find the results of the first.
+        return list(self.client.gather(self.client.map(function, items, pure=False)))
+
+    futures = map
+
+    def trip(self, function: Callable[[Any], Any], item: Any) -> Any:
+        return self.client.submit(function, item, pure=False).result()
+
+    def bag_module(self) -> Any:
+        import dask.bag
+
+        return dask.bag
+
+    @classmethod
+    def version(cls) -> str:
+        return importlib.metadata.version("distributed")
+
+
+class Ray(_Graphs):
+    """Tasks with references as arguments; a graph is submitted in its own order."""
+
+    name = "ray"
+    package = "ray"
+    groups = ("cluster",)
+    peer = "taskloom-cluster"
+
+    def load(self) -> None:
+        # Nothing is sent to its makers, nothing stays in the home folder.
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+        import ray
+
+        self.ray: Any = ray
+        self.remotes: dict[Any, Any] = {}
+
+    def start(self) -> None:
+        self.folder = tempfile.mkdtemp(prefix="ray-")
+        self.ray.init(
+            num_cpus=self.workers,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            object_store_memory=2 << 30,
+            _temp_dir=self.folder,
+        )
+        self.remotes.clear()
+        # It starts its workers when there is something to do.
+        self.ray.get([self._remote(_alive).remote(n) for n in range(self.workers)])
+
+    def _remote(self, function: Callable[..., Any]) -> Any:
+        found = self.remotes.get(function)
+        if found is None:
+            found = self.remotes[function] = self.ray.remote(function)
+        return found
+
+    def get(self, graph: dict[Any, Any], keys: Any) -> Any:
+        made: dict[Any, Any] = {}
+
+        def argument(item: Any) -> Any:
+            try:
+                return made.get(item, item)
+            except TypeError:
+                return item
+
+        for key, task in graph.items():
+            if type(task) is not tuple or not callable(task[0]):
+                made[key] = self.ray.put(task)
+                continue
+            function, *args = task
+            if len(args) == 1 and type(args[0]) is list:  # references within a list would arrive as references
+                made[key] = self._remote(_with_list).remote(function, *map(argument, args[0]))
+            else:
+                made[key] = self._remote(function).remote(*map(argument, args))
+        return self.ray.get([made[key] for key in keys] if isinstance(keys, list) else made[keys])
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        remote = self._remote(function)
+        return list(self.ray.get([remote.remote(item) for item in items]))
+
+    futures = map
+
+    def trip(self, function: Callable[[Any], Any], item: Any) -> Any:
+        return self.ray.get(self._remote(function).remote(item))
+
+    def close(self) -> None:
+        self.ray.shutdown()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _alive(x: int) -> int:
+    return x
+
+
+def _with_list(function: Callable[[list[Any]], Any], *items: Any) -> Any:
+    return function(list(items))
+
+
 SYSTEMS: dict[str, type[System]] = {
     system.name: system
     for system in (
@@ -349,7 +550,21 @@ SYSTEMS: dict[str, type[System]] = {
         Loky,
         FuturesThreads,
         FuturesProcesses,
-        # The cluster, distributed and ray come here.
+        TaskloomCluster,
+        Distributed,
+        Ray,
     )
 }
 """Name -> class, in the order of the tables."""
+
+
+def why_absent(package: str) -> str:
+    """Why a package is not there: what the attempt to install it has left, see the Makefile."""
+    try:
+        text = Path(sys.prefix, f".no-{package}").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "not installed"
+    # The rest of what pip says speaks of this machine.
+    return "not installed: " + (
+        "no version for this Python and system" if "No matching distribution" in text else "pip failed"
+    )

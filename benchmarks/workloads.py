@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["WORKLOADS", "Parts", "Workload", "make_data"]
+__all__ = ["CLUSTER", "LOCAL", "WORKLOADS", "Parts", "Workload", "make_data"]
 
 Graph = dict[Any, Any]
+GRAPH, FUTURES, TRIPS = "graph", "futures", "trips"
 
 
 # The tasks' functions. They stand in a module of their own, so every system sends them by name.
@@ -48,6 +49,19 @@ def add_up(arrays: list[Any]) -> Any:
     for other in arrays[1:]:
         total += other
     return total
+
+
+def random_block(seed: int, size: int) -> Any:
+    import numpy
+
+    return numpy.random.default_rng(seed).standard_normal((size, size))
+
+
+def probe(block: Any, seed: int) -> Any:
+    """What a block makes of a vector: so much of it that a wrong one is found, and little that goes to the client."""
+    import numpy
+
+    return block @ numpy.random.default_rng(seed).standard_normal(block.shape[1])
 
 
 def make_array(i: int, items: int) -> Any:
@@ -112,6 +126,9 @@ class Workload:
         in_us: whether the table shows microseconds a task, or else milliseconds in all.
         split: whether the table has a row for perfectly split work, see :class:`benchmarks.systems.Split`.
         parts: None where tasks depend on each other.
+        kind: what the clock is held to: GRAPH, values of a graph; FUTURES, one for each item of ``parts``, gathered; or TRIPS:
+            many times one task and its value, and what counts is the median.
+        cold: whether each run has a pool that has never done anything.
         tasks: how many tasks count for the time a task.
         graph, keys: what is asked for.
 
@@ -124,6 +141,8 @@ class Workload:
     in_us = True
     split = False
     parts: Parts | None = None
+    kind = GRAPH
+    cold = False
     tasks = 0
 
     def __init__(self, quick: bool = False, data: str = "") -> None:
@@ -386,6 +405,84 @@ class JsonBag(Json):
         return module.read_text(self.paths).map(json.loads).filter(is_fine).map(size_of).sum()
 
 
+# Those of the cluster.
+
+
+class Futures(NoOps):
+    title = "10,000 futures of tasks that do nothing, by map, gathered"
+    kind = FUTURES
+
+
+class ShortChain(Chain):
+    title = "a chain of 600, on a cluster that has run others"
+    full = 600
+
+
+class ColdChain(ShortChain):
+    title = "a chain of 600, the first that a new cluster does"
+    cold = True
+
+
+class RoundTrip(Workload):
+    title = "one task and its value, submit(...).result(), one after the other; the median"
+    kind = TRIPS
+
+    def prepare(self) -> None:
+        self.tasks = 1
+        self.parts = Parts(inc, range(50 if self.quick else 400), list)
+
+    def plain(self) -> list[int]:
+        assert self.parts is not None
+        return [inc(item) for item in self.parts.items]
+
+
+class BlockedMatMul(Workload):
+    title = (
+        "a matrix product in blocks of 400 x 400, made, multiplied, added up and probed with a vector by tasks (NumPy)"
+    )
+    in_us = False
+
+    def prepare(self) -> None:
+        self.block, self.count = (40, 3) if self.quick else (400, 6)
+        size, span = self.block, range(self.count)
+        self.graph = {}
+        for i in span:
+            for k in span:
+                self.graph["a", i, k] = (random_block, i * self.count + k, size)
+                self.graph["b", i, k] = (random_block, 1000 + i * self.count + k, size)
+        for i in span:
+            for j in span:
+                for k in span:
+                    self.graph["product", i, j, k] = (multiply, ("a", i, k), ("b", k, j))
+                self.graph["c", i, j] = (add_up, [("product", i, j, k) for k in span])
+                self.graph["probe", i, j] = (probe, ("c", i, j), j)
+        self.keys = [("probe", i, j) for i in span for j in span]
+        self.tasks = len(self.graph)
+        self.expected: Any = None
+
+    def _blocks(self) -> tuple[dict[Any, Any], dict[Any, Any]]:
+        size, places = self.block, [(i, k) for i in range(self.count) for k in range(self.count)]
+        a = {(i, k): random_block(i * self.count + k, size) for i, k in places}
+        return a, {(i, k): random_block(1000 + i * self.count + k, size) for i, k in places}
+
+    def plain(self) -> Any:
+        a, b = self._blocks()
+        span = range(self.count)
+        return [probe(add_up([multiply(a[i, k], b[k, j]) for k in span]), j) for i in span for j in span]
+
+    def check(self, value: Any) -> bool:
+        import numpy
+
+        if self.expected is None:
+            # In another order of multiplications: (a b) v is a (b v).
+            a, b = self._blocks()
+            span = range(self.count)
+            self.expected = [sum(a[i, k] @ probe(b[k, j], j) for k in span) for i in span for j in span]
+        return len(value) == len(self.expected) and bool(
+            numpy.allclose(list(value), self.expected, rtol=1e-9, atol=1e-6)
+        )
+
+
 WORKLOADS: dict[str, type[Workload]] = {
     "noops": NoOps,
     "chain": Chain,
@@ -397,8 +494,19 @@ WORKLOADS: dict[str, type[Workload]] = {
     "json": Json,
     "json-bag": JsonBag,
     "arrays": Arrays,
+    "futures": Futures,
+    "chain-600-cold": ColdChain,
+    "chain-600": ShortChain,
+    "round-trip": RoundTrip,
+    "matmul-400": BlockedMatMul,
 }
 """Name -> workload, in the order of the tables."""
+
+CLUSTER = ("noops", "futures", "chain-600-cold", "chain-600", "tree", "stencil", "random", "round-trip", "matmul-400")
+"""Those that the cluster's tables have."""
+
+LOCAL = ("noops", "chain", "chain-100k", "tree", "stencil", "random", "matmul", "json", "json-bag", "arrays")
+"""Those that the tables of the local schedulers have."""
 
 
 def make_data(folder: str, quick: bool = False) -> None:
