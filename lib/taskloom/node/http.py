@@ -1,0 +1,182 @@
+"""The HTTP interface of a scheduler: for people with curl, for Prometheus, and for whatever decides how many workers there are.
+
+::
+
+    server = HttpServer(node, "127.0.0.1", 8787, token=token)
+    print(await server.start())
+    ...
+    await server.close()
+
+It runs in the event loop of the scheduler's process. What there is to ask is in ``docs/http.md``. On loopback it is plain HTTP;
+off loopback it is HTTPS, always. Only health and readiness may be plain there, at a port of their own, since Kubernetes asks
+for them from outside the pod and can show no token.
+
+tornado and prometheus-client are imported when a server starts.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import socket
+import ssl
+from typing import TYPE_CHECKING, Any
+
+from taskloom.errors import CommError
+from taskloom.net.addresses import is_loopback
+from taskloom.net.security import Security, temporary_security
+from taskloom.net.tokens import check_token
+
+if TYPE_CHECKING:
+    from taskloom.node.scheduler import SchedulerNode
+
+__all__ = ["DEFAULT_PORT", "HttpServer"]
+
+#: Where it listens if nothing else is said.
+DEFAULT_PORT = 8787
+
+
+class HttpServer:
+    """The HTTP interface of a scheduler.
+
+    Args:
+        node: whose.
+        host: where to listen: an IP address or name; "": everywhere.
+        port: 0: any that is free.
+        token: what one has to know to get more than health and readiness.
+        security: certificates; None: one that this process makes itself. Used off loopback.
+        probe_port: where health and readiness can be had too, and nothing else, without TLS; None: nowhere; 0: any port that
+            is free.
+        probe_host: where that is; None: as ``host``.
+        each_worker: whether ``/metrics`` has series of single workers, with their names as a label.
+    """
+
+    def __init__(
+        self,
+        node: SchedulerNode,
+        host: str = "127.0.0.1",
+        port: int = DEFAULT_PORT,
+        *,
+        token: str,
+        security: Security | None = None,
+        probe_port: int | None = None,
+        probe_host: str | None = None,
+        each_worker: bool = False,
+    ) -> None:
+        self._node = node
+        self._host = host
+        self._port = port
+        self._token = check_token(token)
+        self._security = security
+        self._probe_port = probe_port
+        self._probe_host = host if probe_host is None else probe_host
+        self._each_worker = each_worker
+        self._servers: list[Any] = []
+        self._metrics: Any = None
+        self._state: Any = None
+        self._address = self._probe_address = ""
+
+    @property
+    def address(self) -> str:
+        """The URL of the host, with the port; "" before :meth:`start`."""
+        return self._address
+
+    @property
+    def probe_address(self) -> str:
+        """The same of health and readiness at their own port; "": there is none."""
+        return self._probe_address
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the certificate that HTTPS shows, in hexadecimal; "": there is none.
+
+        Who asks can compare it, where nobody has signed the certificate, to know that it is this process that gets the token.
+        """
+        if not self._address.startswith("https"):
+            return ""
+        assert self._security is not None
+        return hashlib.sha256(self._security.der).hexdigest()
+
+    async def start(self) -> str:
+        """Listen.
+
+        Returns:
+            The URL, with the port.
+
+        Raises:
+            OSError: that is not possible there; a CommError where packages or certificates are missing.
+        """
+        try:
+            from taskloom.node.http_handlers import Server, make_application, make_probes
+            from taskloom.node.http_metrics import Metrics
+            from taskloom.node.http_state import State
+        except ImportError as error:
+            raise CommError(
+                errno.ENOSYS,
+                f"the HTTP interface needs tornado and prometheus-client ({error}): pip install 'taskloom[cluster]'",
+            ) from error
+        sockets = _bind(self._host, self._port)
+        probes: list[socket.socket] = []
+        try:
+            if self._probe_port is not None:
+                probes = _bind(self._probe_host, self._probe_port)
+            local = all(is_loopback(sock.getsockname()[0]) for sock in sockets)
+            context = None
+            if not local:
+                self._security = self._security or temporary_security()
+                context = _for_http(self._security)
+        except BaseException:
+            for sock in sockets + probes:
+                sock.close()
+            raise
+        self._state = State(self._node)
+        self._metrics = Metrics(self._state, self._each_worker)
+        server = Server(make_application(self._state, self._token, local, self._metrics), context)
+        server.add_sockets(sockets)
+        self._servers = [server]
+        self._address = self._state.address = _url("http" if local else "https", self._host, sockets)
+        if probes:
+            server = Server(make_probes(self._state))
+            server.add_sockets(probes)
+            self._servers.append(server)
+            self._probe_address = _url("http", self._probe_host, probes)
+        self._node.after += [self._state.changed, self._metrics.changed]
+        self._metrics.start()
+        return self._address
+
+    async def close(self) -> None:
+        """Answer who waits, and listen no more."""
+        if not self._servers:
+            return
+        for server in self._servers:
+            server.stop()
+        for changed in (self._state.changed, self._metrics.changed):
+            self._node.after.remove(changed)
+        self._metrics.close()
+        self._state.wishes.close()
+        servers, self._servers = self._servers, []
+        for server in servers:
+            await server.close_all_connections()
+
+
+def _bind(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen at all addresses of a host, at the same port."""
+    from tornado.netutil import bind_sockets
+
+    try:
+        return bind_sockets(port, host or None)
+    except OSError as error:
+        where = f"{host or '*'}:{port}"
+        # with the number, so that who asks can tell a port that is taken
+        raise OSError(error.errno, f"HTTP can't listen at {where}: {error.strerror or error}") from error
+
+
+def _for_http(security: Security) -> ssl.SSLContext:
+    if security.server is None:
+        raise CommError(errno.EINVAL, "the certificates that were given can't be used to listen")
+    return security.server
+
+
+def _url(scheme: str, host: str, sockets: list[socket.socket]) -> str:
+    host = host or "0.0.0.0"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{sockets[0].getsockname()[1]}"
