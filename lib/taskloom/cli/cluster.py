@@ -36,7 +36,6 @@ def command(
       taskloom cluster --nworkers 4
       python -c 'import taskloom; print(taskloom.Client("tcp://127.0.0.1:8786").submit(sum, [1, 2]).result())'
     """
-    import signal
     import threading
 
     from taskloom.deploy.local import LocalCluster
@@ -59,6 +58,4 @@ def command(
     with cluster:
         cluster.wait_for_workers()
         click.echo(f"taskloom cluster at {cluster.address}")
-        ended = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: ended.set())
-        ended.wait()
+        threading.Event().wait()  # a signal raises here

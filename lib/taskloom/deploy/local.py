@@ -23,7 +23,8 @@ from typing import Any
 from taskloom.config import positive_int
 from taskloom.errors import ClusterError
 from taskloom.local.pool import describe_exit
-from taskloom.node.supervisor import Supervisor, _ended, spawn
+from taskloom.node.codes import REFUSED
+from taskloom.node.supervisor import Supervisor, _ended, _Lines, spawn
 from taskloom.system import cpu_count, memory_total, parse_bytes
 
 __all__ = ["LocalCluster"]
@@ -106,8 +107,12 @@ class LocalCluster:
         self._scheduler: subprocess.Popen[bytes] | None = None
         self._node: Any = None
         self._closed = False
+        self._problem = ""  # why there is no scheduler
+        self._pid = os.getpid()
         self._supervisor: Supervisor | None = None
         self._watching: asyncio.Task[None] | None = None
+        if not (isinstance(scheduler_port, int) and 0 <= scheduler_port <= 65535):
+            raise ValueError(f"scheduler_port is a number from 0 to 65535, not {scheduler_port!r}")
         self._sock = socket.socket()
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._loop = asyncio.new_event_loop()
@@ -120,8 +125,8 @@ class LocalCluster:
             except OSError as error:
                 raise ClusterError(f"no scheduler can listen at port {scheduler_port}: {error.strerror}") from error
             self.address = f"tcp://127.0.0.1:{self._sock.getsockname()[1]}"
-            self._call(self._start())
             _open.add(self)
+            self._call(self._start())
             if wait:
                 self.wait_for_workers()
         except BaseException:
@@ -130,8 +135,13 @@ class LocalCluster:
 
     async def _start(self) -> None:
         if self.processes:
-            life = self._start_scheduler(0.0)
-            self._watching = asyncio.ensure_future(self._watch_scheduler(life))
+            life, told = self._start_scheduler(0.0)
+            up = asyncio.Event()
+            self._watching = asyncio.ensure_future(self._watch_scheduler(life, told, up))
+            if self._http is not None:  # the one thing that can go wrong with a socket that is there already
+                await up.wait()
+                if self._problem:
+                    raise ClusterError(self._problem)
             self._supervisor = Supervisor(
                 self.address,
                 self.token,
@@ -141,6 +151,7 @@ class LocalCluster:
                 name=self._name,
                 resources=self._resources,
                 folder=self._folder,
+                numbered=True,
             )
             await self._supervisor.start()
             return
@@ -164,37 +175,56 @@ class LocalCluster:
 
     # --- the scheduler's process
 
-    def _start_scheduler(self, grace: float) -> int:
+    def _start_scheduler(self, grace: float) -> tuple[int, int]:
+        """Start one; the descriptor that keeps it alive, and the one by which it says that it listens."""
+        ours, theirs = os.pipe()
         hello = {
             "address": self.address,
             "token": self.token,
             "fd": self._sock.fileno(),
             "grace": grace,
             "http": None if self._http is None else ["127.0.0.1", self._http],
+            "tell": theirs,
         }
-        self._scheduler, life = spawn("scheduler", hello, fds=(self._sock.fileno(),))
-        return life
+        try:
+            self._scheduler, life = spawn("scheduler", hello, fds=(self._sock.fileno(), theirs))
+        except BaseException:
+            os.close(ours)
+            raise
+        finally:
+            os.close(theirs)
+        return life, ours
 
-    async def _watch_scheduler(self, life: int) -> None:
+    async def _watch_scheduler(self, life: int, told: int, up: asyncio.Event) -> None:
         """Start another one where one has died; what it knew, its workers and clients tell the next one."""
         failures = 0
         try:
             while True:
                 assert self._scheduler is not None
                 begun = self._loop.time()
-                await _ended(self._loop, self._scheduler)
-                os.close(life)
-                life = -1
-                print(
-                    f"taskloom: the scheduler {describe_exit(self._scheduler.returncode)}; another one is started",
-                    file=sys.stderr,
-                )
+                words = _Lines(self._loop, told, lambda line: up.set())
+                try:
+                    await _ended(self._loop, self._scheduler)
+                finally:
+                    words.close()
+                    os.close(told)
+                    os.close(life)
+                    life = -1
+                if self._closed:  # the program is at its end
+                    return
+                code = self._scheduler.returncode
+                if code == REFUSED:
+                    self._problem = "the scheduler cannot be started; what it says is above"
+                    up.set()
+                    return
+                print(f"taskloom: the scheduler {describe_exit(code)}; another one is started", file=sys.stderr)
                 failures = failures + 1 if self._loop.time() - begun < 5.0 else 0
                 await asyncio.sleep(min(5.0, 0.1 * 2**failures) if failures > 2 else 0.0)
-                life = self._start_scheduler(GRACE)
+                life, told = self._start_scheduler(GRACE)
         finally:
             if life >= 0:
                 os.close(life)
+                os.close(told)
 
     # --- for users
 
@@ -248,16 +278,20 @@ class LocalCluster:
 
     def close(self) -> None:
         """End it all."""
-        if self._closed:
+        if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
-        _open.discard(self)
-        if self._thread.is_alive():
+        try:
             self._call(self._stop())
+        except BaseException:  # Ctrl-C: no time for manners
+            self._kill()
+            raise
+        finally:
+            _open.discard(self)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(5)
             self._loop.close()
-        self._sock.close()
+            self._sock.close()
 
     async def _stop(self) -> None:
         if self._supervisor is not None:
@@ -277,10 +311,13 @@ class LocalCluster:
             task.cancel()
         if others:
             await asyncio.wait(others)
-        await asyncio.sleep(0)
+        await self._loop.shutdown_default_executor()
 
     def _kill(self) -> None:
         """At the end of the program: no time for manners."""
+        self._closed = True
+        if os.getpid() != self._pid:  # a fork of the program: the processes are not its own
+            return
         with contextlib.suppress(Exception):
             if self._supervisor is not None:
                 self._supervisor.kill()
@@ -289,6 +326,9 @@ class LocalCluster:
                 self._scheduler.wait()
 
     def _call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        if not self._thread.is_alive() or os.getpid() != self._pid:
+            coroutine.close()
+            raise ClusterError(f"{self!r} is closed")
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()

@@ -10,42 +10,48 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from typing import Any
 
 from taskloom.local.child import die_with_parent
 
 
 def _worker(hello: dict[str, Any]) -> None:
-    from taskloom.errors import AddressError, CommError, HandshakeError, TokenError
-    from taskloom.node.codes import REFUSED
+    from taskloom.node.codes import LEFT, REFUSED
     from taskloom.node.worker import WorkerNode
 
-    told = hello.pop("tell")
-    os.set_inheritable(told, False)
+    tell = hello.pop("tell")
     sys.path[:] = hello.pop("path")
     sys.argv[:] = hello.pop("argv")
     listen_at = hello.pop("listen_at")
     timeout = hello.pop("timeout", 30.0)
+    folder = hello["folder"]
+    if folder is not None:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            print(
+                f"taskloom worker {hello['name']}: values cannot be written to the folder {folder!r}: {error.strerror}. "
+                "Name another one: --local-directory, or local_directory=",
+                file=sys.stderr,
+            )
+            _die(REFUSED)
 
     async def main() -> None:
         node = WorkerNode(**hello, die=_die)
         loop = asyncio.get_running_loop()
         leaving: list[Any] = []
-        loop.add_signal_handler(signal.SIGTERM, lambda: leaving.append(loop.create_task(node.close())))
+        loop.add_signal_handler(signal.SIGTERM, _die, LEFT)  # it has nothing yet
         await node.start(listen_at, timeout)
-        os.write(told, f"{node.address}\n".encode())
-        os.close(told)
+        loop.add_signal_handler(signal.SIGTERM, lambda: leaving.append(loop.create_task(node.close())))
+        tell(node.address)
         await node.finished.wait()
 
-    try:
-        asyncio.run(main())
-    except (CommError, OSError) as error:
-        print(f"taskloom worker {hello['name']}: {error}", file=sys.stderr)
-        final = isinstance(error, (HandshakeError, TokenError, AddressError))
-        sys.stderr.flush()
-        os._exit(REFUSED if final else 1)
+    asyncio.run(main())
     # Threads whose tasks cannot be stopped must not keep the process.
-    _die(0)
+    _die(LEFT)
 
 
 def _scheduler(hello: dict[str, Any]) -> None:
@@ -70,9 +76,29 @@ def main(kind: str, life: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     die_with_parent(life)
     os.set_inheritable(life, False)
-    hello = json.load(sys.stdin)
+    said = sys.stdin.read()
+    if not said.endswith("}"):  # who started this is gone already
+        _die(1)
+    hello = json.loads(said)
+    told = hello["tell"]
+    os.set_inheritable(told, False)
+
+    def tell(address: str) -> None:
+        os.write(told, f"{address}\n".encode())
+        os.close(told)
+
+    hello["tell"] = tell
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    {"worker": _worker, "scheduler": _scheduler}[kind](hello)
+    from taskloom.errors import AddressError, CommError, HandshakeError, TokenError
+    from taskloom.node.codes import REFUSED
+
+    try:
+        {"worker": _worker, "scheduler": _scheduler}[kind](hello)
+    except (CommError, OSError) as error:
+        print(f"taskloom {kind} {hello.get('name', '')}".rstrip() + f": {error}", file=sys.stderr)
+        # a scheduler cannot listen where it is to; a worker may be too early
+        final = kind == "scheduler" or isinstance(error, (HandshakeError, TokenError, AddressError))
+        _die(REFUSED if final else 1)
 
 
 if __name__ == "__main__":

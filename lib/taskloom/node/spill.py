@@ -1,8 +1,7 @@
 """Values on disk: a folder of its own for each process, a file for each value.
 
-The folder can only be read by its user. It goes when the process ends; where that was killed, the next one that looks removes it:
-whether a folder's owner still lives says a lock (flock) on a file in it, which the kernel lets go of however a process ends,
-and which cannot be mistaken for that of another process with the same number, as a pid can.
+The folder can only be read by its user. It goes when the process ends; where that was killed, the next one that looks removes it,
+see :mod:`taskloom.node.folders`.
 
 A file has the pickle's stream and its buffers one after the other::
 
@@ -19,13 +18,9 @@ into the file.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
-import stat
 import struct
-import tempfile
-import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -35,17 +30,13 @@ from typing import Any
 import zict
 
 from taskloom.errors import TaskloomError
+from taskloom.node.folders import make_owned, remove_orphans
 
 __all__ = ["SpillError", "SpillFolder", "remove_orphans"]
 
-_PREFIX = "taskloom-values-"
-_UNFINISHED = "taskloom-making-"
-_OWNER = "owner"
-_MARK = b"a folder of taskloom's for values that do not fit into memory; it belongs to process "
 _MAGIC = b"TLV1"
 _ALIGN = 64
 _MAP_FROM = 256 * 1024  # bytes; smaller files are read
-_OLD = 3600.0  # seconds after which a folder that nobody has finished making is given up
 
 Buffer = bytes | bytearray | memoryview
 
@@ -82,21 +73,7 @@ class SpillFolder:
 
     def __init__(self, parent: str) -> None:
         remove_orphans(parent)
-        making = tempfile.mkdtemp(prefix=_UNFINISHED, dir=parent)  # 0700
-        self._fd = os.open(os.path.join(making, _OWNER), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(self._fd, _MARK + str(os.getpid()).encode() + b"\n")
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # a file system without locks: nobody will take the folder for an orphan, alive or dead
-                pass
-            # only now does it have a name that others look at
-            self.path = os.path.join(parent, _PREFIX + os.path.basename(making)[len(_UNFINISHED) :])
-            os.rename(making, self.path)
-        except BaseException:
-            os.close(self._fd)
-            shutil.rmtree(making, ignore_errors=True)
-            raise
+        self.path, self._fd = make_owned(parent, "values")
         self._files = _Files(os.path.join(self.path, "values"))
         self._number = 0
         self._mapped = 0
@@ -193,38 +170,3 @@ def _remove(path: str, fd: int, pid: int) -> None:
     if os.getpid() == pid:  # not in a forked child
         shutil.rmtree(path, ignore_errors=True)
         os.close(fd)
-
-
-def remove_orphans(parent: str) -> list[str]:
-    """Remove the folders of processes that are gone: only such as this module makes, of this user.
-
-    Returns:
-        The paths of what was removed.
-    """
-    removed = []
-    try:
-        with os.scandir(parent) as found:
-            entries = [entry for entry in found if entry.name.startswith((_PREFIX, _UNFINISHED))]
-    except OSError:
-        return []
-    for entry in entries:
-        try:
-            about = entry.stat(follow_symlinks=False)
-            if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
-                continue
-            if entry.name.startswith(_UNFINISHED) and time.time() - about.st_mtime < _OLD:
-                continue
-            fd = os.open(os.path.join(entry.path, _OWNER), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            if os.read(fd, len(_MARK)) != _MARK:
-                continue
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else its owner is alive
-            shutil.rmtree(entry.path, ignore_errors=True)
-            removed.append(entry.path)
-        except OSError:
-            continue
-        finally:
-            os.close(fd)
-    return removed

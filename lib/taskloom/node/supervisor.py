@@ -41,7 +41,8 @@ from taskloom.errors import CommError, WorkerDiedError
 from taskloom.local.pool import describe_exit
 from taskloom.net import Connection, Options, connect
 from taskloom.node.cell import read_running
-from taskloom.node.codes import MEMORY, REFUSED, REPLACE
+from taskloom.node.codes import LEFT, MEMORY, REFUSED, REPLACE
+from taskloom.node.folders import make_owned, remove_orphans
 from taskloom.system import thread_limits
 
 __all__ = ["Supervisor", "run_workers", "spawn"]
@@ -74,6 +75,7 @@ def spawn(
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, **(environ or {}), "PYTHONPATH": path}
     theirs, ours = os.pipe()
+    said = json.dumps(hello).encode()
     command = [sys.executable, *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
     # -P: what lies in the working directory must not stand in for a module that the child needs
     command += ["-P", "-m", "taskloom.node", kind, str(theirs)]
@@ -89,7 +91,7 @@ def spawn(
         os.close(theirs)
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it has died already
-        process.stdin.write(json.dumps(hello).encode())
+        process.stdin.write(said)
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
     return process, ours
@@ -107,6 +109,7 @@ class _Worker:
         self.joined = ""  # its address, once it has joined
         self.failures = 0  # starts in a row that did not get so far
         self.ending = False  # it was asked to
+        self.excused = False  # nobody is to be blamed for its end
         self.lines: deque[str] = deque(maxlen=LINES)
         self.stopped_since = 0.0
         self.words = ""  # why we have killed it
@@ -123,11 +126,12 @@ class Supervisor:
         count: how many there are to be.
         threads: how many tasks each runs at a time.
         limit: bytes of memory that each may have; 0: no limit.
-        name: of the workers: each is called so, with a dash and a number where there are several.
+        name: of the workers: each is called so, with a dash and a number; where there is one alone, without.
         resources: what each has that tasks can ask for.
         listen_at: where other workers are to reach them.
         folder: where values go that do not fit into memory.
         tell: called with words about what happens: a worker that has joined, died, is started again.
+        numbered: whether one alone has a number too.
         options: others for each worker, see :class:`taskloom.node.worker.WorkerNode`.
 
     Attributes:
@@ -148,7 +152,7 @@ class Supervisor:
         listen_at: str = "tcp://127.0.0.1:0",
         folder: str | None = None,
         tell: Callable[[str], object] | None = None,
-        first: int = 0,
+        numbered: bool = False,
         options: dict[str, Any] | None = None,
     ) -> None:
         self.scheduler = scheduler
@@ -163,11 +167,12 @@ class Supervisor:
         self.finished = asyncio.Event()
         self.problem = ""
         self.workers: dict[str, _Worker] = {}
-        self._first = first
-        self._tell = tell or (lambda words: None)
+        self._numbered = numbered
+        self._listener = tell
         self._count = count
         self._numbers = 0
         self._scratch = ""
+        self._scratch_fd = -1
         self._connection: Connection | None = None
         self._closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -182,7 +187,11 @@ class Supervisor:
 
     async def start(self) -> None:
         """Start the workers, and connect to the scheduler; does not wait for either."""
-        self._scratch = tempfile.mkdtemp(prefix="taskloom-")
+        parent = tempfile.gettempdir()
+        self._scratch, self._scratch_fd = make_owned(parent, "running")
+        # what processes that were killed have left here
+        for folder in {parent, self.folder or parent}:
+            self._tidy(folder)
         self._do(self._report())
         self._do(self._watch())
         self.scale(self._count)
@@ -194,14 +203,20 @@ class Supervisor:
             The names of those that are to end; they leave once the scheduler has retired them, or are ended by :meth:`end`.
         """
         self._count = count
-        while len(self.workers) < count:
-            number = self._first + self._numbers
+        staying = [worker.name for worker in self.workers.values() if not worker.ending]
+        for _ in range(count - len(staying)):
+            self.finished.clear()
+            number = self._numbers
             self._numbers += 1
-            single = self._count == 1 and not number and self._first == 0
+            single = count == 1 and not number and not self._numbered
             worker = _Worker(self.name if single else f"{self.name}-{number}")
             self.workers[worker.name] = worker
-            self._launch(worker)
-        surplus = list(self.workers)[count:]
+            try:
+                self._launch(worker)
+            except BaseException:
+                del self.workers[worker.name]
+                raise
+        surplus = staying[count:]
         for name in surplus:
             self.workers[name].ending = True
         return surplus
@@ -212,8 +227,12 @@ class Supervisor:
         Raises:
             WorkerDiedError: they are of no use to start; says why.
         """
-        while sum(bool(worker.joined) for worker in self.workers.values()) < (self._count if count is None else count):
-            if self.finished.is_set():
+        while True:
+            wanted = self._count if count is None else count
+            staying = [worker for worker in self.workers.values() if not worker.ending]
+            if sum(bool(worker.joined) for worker in staying) >= wanted:
+                return
+            if self.finished.is_set() or (self.problem and len(staying) < wanted):
                 raise WorkerDiedError(self.problem or "the workers have left")
             await self._news.wait()
 
@@ -262,7 +281,8 @@ class Supervisor:
         if self._connection is not None:
             self._connection.close()
             await self._connection.wait_closed()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self.workers.clear()
+        self._remove_scratch()
         self.finished.set()
         self._announce()
 
@@ -273,9 +293,25 @@ class Supervisor:
             if worker.process is not None and worker.process.poll() is None:
                 worker.process.kill()
                 worker.process.wait()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._remove_scratch()
 
     # --- processes
+
+    def _remove_scratch(self) -> None:
+        scratch, self._scratch = self._scratch, ""
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+            os.close(self._scratch_fd)
+
+    def _tidy(self, folder: str) -> None:
+        self._do(asyncio.get_running_loop().run_in_executor(None, remove_orphans, folder))
+
+    def _tell(self, words: str) -> None:
+        if self._listener is not None:
+            try:
+                self._listener(words)
+            except (OSError, ValueError):  # nobody is there to read it: no reason to forget a worker
+                pass
 
     def _do(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -290,6 +326,7 @@ class Supervisor:
         worker.launch = secrets.token_hex(8)
         worker.joined = ""
         worker.words = ""
+        worker.excused = False
         worker.stopped_since = 0.0
         worker.lines.clear()
         worker.gone = asyncio.Event()
@@ -314,6 +351,9 @@ class Supervisor:
         limits = thread_limits(self.threads * max(1, self._count))
         try:
             worker.process, worker.life = spawn("worker", hello, environ=limits, fds=(theirs,), stderr=subprocess.PIPE)
+        except BaseException:
+            os.close(ours)
+            raise
         finally:
             os.close(theirs)
         try:
@@ -361,37 +401,56 @@ class Supervisor:
     def _ended(self, worker: _Worker, code: int) -> None:
         """A process has ended: what was it, and what now?"""
         running: list[int] | None = None
-        try:
-            running = list(read_running(worker.cells).tids)
-        except (OSError, ValueError):
-            if code in (0, REPLACE) or worker.ending:
-                running = []
+        if worker.ending or worker.excused or code == LEFT:
+            running = []
+        else:
+            try:
+                running = list(read_running(worker.cells).tids)
+            except (OSError, ValueError):
+                if code == REPLACE:  # it has removed the file, so that nobody is blamed
+                    running = []
         with contextlib.suppress(OSError):
             os.unlink(worker.cells)
         words = worker.words or _why(code)
-        if code not in (0, REPLACE, MEMORY) and worker.lines:
+        if code < 0 and not self._closing:  # it had no time to remove what it had on disk
+            self._tidy(self.folder or tempfile.gettempdir())
+        if code not in (LEFT, REPLACE, MEMORY) and worker.lines:
             words += "; its last words: " + " | ".join(list(worker.lines)[-5:])[-1000:]
         if self._connection is not None:
-            self._connection.send(Died(worker.launch, [] if worker.ending else running, words))
-        if self._closing or worker.ending or code == 0:
+            self._connection.send(Died(worker.launch, running, words))
+        if self._closing or worker.ending or code == LEFT:
             self._remove(worker)
             return
-        if not worker.joined:
-            worker.failures += 1
-            if code == REFUSED or worker.failures > len(BACKOFF):
-                self.problem = worker.lines[-1] if worker.lines else words
-                self._remove(worker)
-                return
-            self._tell(f"worker {worker.name} {words}; it is tried again")
-            self._do(self._launch_later(worker, BACKOFF[worker.failures - 1]))
+        if worker.joined:
+            self._tell(f"worker {worker.name} {words}; another one is started")
+            self._launch_again(worker)
             return
-        self._tell(f"worker {worker.name} {words}; another one is started")
-        self._launch(worker)
+        # of no use: it says so itself, or it needs more memory than it may have even before it does anything
+        if code == REFUSED or (worker.words and not worker.excused):
+            self.problem = worker.lines[-1] if code == REFUSED and worker.lines else f"worker {worker.name} {words}"
+            self._remove(worker)
+            return
+        self._try_later(worker, words)
+
+    def _launch_again(self, worker: _Worker) -> None:
+        try:
+            self._launch(worker)
+        except OSError as error:  # there is no process to be had, or no descriptor
+            self._try_later(worker, f"cannot be started: {error}")
+
+    def _try_later(self, worker: _Worker, words: str) -> None:
+        worker.failures += 1
+        if worker.failures > len(BACKOFF):
+            self.problem = f"worker {worker.name} {words}"
+            self._remove(worker)
+            return
+        self._tell(f"worker {worker.name} {words}; it is tried again")
+        self._do(self._launch_later(worker, BACKOFF[worker.failures - 1]))
 
     async def _launch_later(self, worker: _Worker, seconds: float) -> None:
         await asyncio.sleep(seconds)
-        if not self._closing and not worker.ending and worker.name in self.workers:
-            self._launch(worker)
+        if not self._closing and not worker.ending:
+            self._launch_again(worker)
         else:
             self._remove(worker)
 
@@ -440,6 +499,7 @@ class Supervisor:
             if type(message) is Restart:
                 for worker in self.workers.values():
                     if worker.launch in message.launches and worker.process is not None:
+                        worker.excused = True
                         worker.words = "was restarted, as a client has asked for"
                         worker.process.kill()
 
@@ -452,7 +512,7 @@ class Supervisor:
             now = time.monotonic()
             for worker in list(self.workers.values()):
                 if worker.process is not None and worker.process.returncode is None and worker.about is not None:
-                    with contextlib.suppress(psutil.Error):
+                    with contextlib.suppress(psutil.Error, OSError):
                         self._look(worker, worker.about, now)
             if self._connection is not None and now >= signed:
                 signed = now + SIGN
@@ -485,6 +545,8 @@ class Supervisor:
 
 
 def _why(code: int) -> str:
+    if code == LEFT:
+        return "has left"
     if code == REPLACE:
         return "was replaced, as a task that was cancelled did not stop"
     if code == MEMORY:

@@ -142,11 +142,7 @@ class Sender:
         """Give these, which are here."""
         give = Give(serial, [], [], [])
         for tid in tids:
-            try:
-                large = self.values.size_of(tid) > LARGE
-            except KeyError:
-                continue  # forgotten just now: nobody needs it
-            if large:
+            if _is_large(self.values, tid):
                 queue = self._queues.get(connection)
                 if queue is None:
                     self._queues[connection] = [(serial, tid)]
@@ -156,7 +152,9 @@ class Sender:
                 else:
                     queue.append((serial, tid))
             else:
-                _add(give, tid, *self._packed(tid))
+                packed = _packed(self.values, tid)
+                if packed is not None:
+                    _add(give, tid, *packed)
         if give.tids:
             self._say(connection, give)
 
@@ -166,22 +164,17 @@ class Sender:
         try:
             while queue:
                 serial, tid = queue.pop(0)
-                if tid not in self.values:
+                packed = await loop.run_in_executor(None, _packed, self.values, tid)
+                if packed is None:
                     continue
                 give = Give(serial, [], [], [])
-                _add(give, tid, *await loop.run_in_executor(None, self._packed, tid))
+                _add(give, tid, *packed)
                 self._say(connection, give)
                 await connection.drain()
         except CommError:  # it is gone, and whoever asked knows
             pass
         finally:
             del self._queues[connection]
-
-    def _packed(self, tid: int) -> tuple[bool, Payload]:
-        try:
-            return True, self.values.parts(tid)
-        except Exception as error:  # it does not pickle: who asked has to know why
-            return False, Payload([dump_error(error)])
 
     @staticmethod
     def _say(connection: Connection, give: Give) -> None:
@@ -193,6 +186,23 @@ class Sender:
                 return
             for columns in zip(give.tids, give.sizes, give.values, strict=True):
                 Sender._say(connection, Give(give.serial, *[[value] for value in columns]))
+
+
+def _is_large(values: Values, tid: int) -> bool:
+    try:
+        return values.size_of(tid) > LARGE
+    except KeyError:
+        return False
+
+
+def _packed(values: Values, tid: int) -> tuple[bool, Payload] | None:
+    """A value, and True; the error of one that does not pickle, and False; None of one that was forgotten: nobody needs it."""
+    try:
+        return True, values.parts(tid)
+    except Exception as error:
+        if isinstance(error, KeyError) and tid not in values:
+            return None
+        return False, Payload([dump_error(error)])  # who asked has to know why
 
 
 def _add(give: Give, tid: int, fine: bool, payload: Payload) -> None:
@@ -207,28 +217,57 @@ class Pieces:
     def __init__(self, values: Values) -> None:
         self.values = values
         self._kept: dict[tuple[int, int], tuple[float, Payload]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def send(self, connection: Connection, fetch: Fetch) -> None:
-        """Answer a question."""
-        key = fetch.client, fetch.tid
-        found = self._kept.get(key)
-        now = time.monotonic()
-        for old in [k for k, (since, _) in self._kept.items() if now - since > _KEPT]:
-            del self._kept[old]
-        try:
-            payload = self.values.parts(fetch.tid) if found is None else found[1]
-        except KeyError:
+        """Answer a question: at once, or, where there is much to pickle, when a thread has done that."""
+        found = self._kept.get((fetch.client, fetch.tid))
+        if found is not None:
+            self._answer(connection, fetch, found[1])
+        elif _is_large(self.values, fetch.tid):
+            task = asyncio.ensure_future(self._send_large(connection, fetch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._send_packed(connection, fetch, _packed(self.values, fetch.tid))
+
+    async def _send_large(self, connection: Connection, fetch: Fetch) -> None:
+        packed = await asyncio.get_running_loop().run_in_executor(None, _packed, self.values, fetch.tid)
+        if not connection.closed:  # with the next scheduler, the same numbers may mean something else
+            self._send_packed(connection, fetch, packed)
+
+    def _send_packed(self, connection: Connection, fetch: Fetch, packed: tuple[bool, Payload] | None) -> None:
+        if packed is None:
             connection.send(Piece(fetch.client, fetch.serial, [], None))
-            return
-        except Exception as error:
-            connection.send(Piece(fetch.client, fetch.serial, [], None, Payload([dump_error(error)])))
-            return
+        elif not packed[0]:
+            connection.send(Piece(fetch.client, fetch.serial, [], None, packed[1]))
+        else:
+            self._answer(connection, fetch, packed[1])
+
+    def forget_all(self) -> None:
+        """Keep nothing any more."""
+        self._kept.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for old in [key for key, (since, _) in self._kept.items() if now - since >= _KEPT]:
+            del self._kept[old]
+        self._timer = asyncio.get_running_loop().call_later(_KEPT / 2, self._expire) if self._kept else None
+
+    def _answer(self, connection: Connection, fetch: Fetch, payload: Payload) -> None:
+        key = fetch.client, fetch.tid
         sizes = [_length(part) for part in payload.parts]
         end = fetch.offset + fetch.size
         if end < sum(sizes):
             while len(self._kept) >= _MOST_KEPT and key not in self._kept:
                 del self._kept[next(iter(self._kept))]
-            self._kept[key] = now, payload
+            self._kept[key] = time.monotonic(), payload
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(_KEPT, self._expire)
         else:
             self._kept.pop(key, None)
         data = []

@@ -71,7 +71,7 @@ class Values:
             return self.store.get(tid)
         kind = type(value)
         if kind is Payload:
-            value = self._tiny[tid] = _open(value)
+            value = self._tiny[tid] = self.open(value)[0]
             kind = type(value)
         if kind is _Broken:
             raise SerializationError(
@@ -85,18 +85,31 @@ class Values:
         part = payload.parts[0]
         return (part.nbytes if type(part) is memoryview else len(part)) > SLOW
 
-    def receive(self, tid: int, payload: Payload) -> None:
-        """Have a value that has come from another worker; one that is here already stays."""
+    @staticmethod
+    def open(payload: Payload) -> tuple[Any, int]:
+        """A value that has come, and its bytes; for :meth:`receive`."""
+        try:
+            value = calls.open_value(payload)
+            return value, sizeof(value)
+        except Exception as error:
+            return _Broken(error), 0
+
+    def receive(self, tid: int, payload: Payload, opened: tuple[Any, int] | None = None) -> None:
+        """Have a value that has come from another worker; one that is here already stays.
+
+        Args:
+            opened: what :meth:`open` has made of it, if that was done already.
+        """
         if tid in self:
             return
         if payload.nbytes < TINY:
             self._tiny[tid] = payload
             return
-        value = _open(payload)
+        value, size = self.open(payload) if opened is None else opened
         if type(value) is _Broken:
             self._tiny[tid] = value
         else:
-            self.put(tid, value, sizeof(value))
+            self.put(tid, value, size)
 
     def parts(self, tid: int) -> Payload:
         """A value as it is sent.
@@ -174,10 +187,3 @@ class Values:
 
     def __len__(self) -> int:
         return len(self._tiny) + len(self.store)
-
-
-def _open(payload: Payload) -> Any:
-    try:
-        return calls.open_value(payload)
-    except Exception as error:
-        return _Broken(error)

@@ -131,6 +131,8 @@ class WorkerNode:
         self._die = die
         self._fresh: dict[int, Any] = {}  # tid -> value, of tasks whose end the event loop has not heard of yet
         self._events: list[Any] = []
+        self._peers: set[Connection] = set()  # who asks us
+        self._stuck_at: set[Any] = set()  # tasks that were told to stop and do not, by (grant, tid)
         self._called = False
         self._closing = False
         self._timers: list[asyncio.TimerHandle] = []
@@ -208,7 +210,7 @@ class WorkerNode:
         for timer in self._timers:
             timer.cancel()
         self.listener.close()
-        self.transfers.close()
+        self._close_peers()
         if self.connection is not None:
             self.connection.send(Bye())
             self.connection.close()
@@ -303,7 +305,7 @@ class WorkerNode:
             elif kind is Stop:
                 self.executor.stop([(action.grant, action.tid)])
             elif kind is ClosePeers:
-                self.transfers.forget_all()
+                self._close_peers()
             elif kind is Leave:
                 self._loop.create_task(self.close())
             elif action.peer is None:
@@ -381,14 +383,23 @@ class WorkerNode:
 
     def _stuck(self, key: Any, seconds: float) -> None:
         """A task that was told to stop still runs. Its thread is lost until it ends: best to have another process."""
-        others = [other for other in self.machine.running if other not in self.machine.stopping]
+        self._stuck_at.add(key)
         words = (
             f"a task that was cancelled {seconds:.0f} s ago does not stop: it is in native code, or catches everything"
         )
-        if self._die is not None and not others and not self.machine.tasks:
-            self._leave(REPLACE, f"{words}. This process is replaced.")
-        else:
+        if not self._replace_if_stuck(f"{words}. This process is replaced."):
             _log.warning("worker %s: %s. Its thread is not free until it ends.", self.name, words)
+
+    def _replace_if_stuck(self, words: str) -> bool:
+        """Have another process in place of this one, where nothing but tasks that do not stop runs here."""
+        self._stuck_at.intersection_update(self.executor.running())
+        if self._die is None or not self._stuck_at:
+            return False
+        # What was handed over and cannot begin, as no thread is free, is done elsewhere.
+        if len(self._stuck_at) < self.threads and any(key not in self._stuck_at for key in self.machine.running):
+            return False
+        self._leave(REPLACE, words)
+        return True
 
     def _leave(self, code: int, words: str) -> None:
         """End this process at once, nobody being blamed for it but the tasks that are to."""
@@ -402,6 +413,8 @@ class WorkerNode:
 
     def _look(self) -> None:
         self._timers[0] = self._loop.call_later(LOOK, self._look)
+        if self._stuck_at:
+            self._replace_if_stuck("nothing runs here but tasks that were cancelled. This process is replaced.")
         for order in self.values.check():
             if type(order) is Terminate:
                 if self._die is not None:
@@ -432,26 +445,37 @@ class WorkerNode:
                 self._events.append(Spoiled(number, -tid, Payload([value.parts[0]])))
                 continue
             if self.values.is_slow(value):
-                opening = self._loop.run_in_executor(None, self.values.receive, tid, value)
-                got = Got(number, message.serial, [tid], [size])
-                opening.add_done_callback(lambda _, got=got: self._opened(got))  # type: ignore[misc]
+                self._loop.create_task(self._open(number, message.serial, tid, size, value))
                 continue
             self.values.receive(tid, value)
             tids.append(tid)
             sizes.append(size)
         if tids:
-            self._opened(Got(number, message.serial, tids, sizes))
+            self._events.append(Got(number, message.serial, tids, sizes))
         self._call()
 
-    def _opened(self, got: Got) -> None:
-        self._events.append(got)
+    async def _open(self, number: int, serial: int, tid: int, size: int, value: Any) -> None:
+        connection = self.connection
+        opened = await self._loop.run_in_executor(None, self.values.open, value)
+        if connection is not self.connection:
+            return  # the scheduler was lost meanwhile: with the next one, the same tid may be another task
+        self.values.receive(tid, value, opened)
+        self._events.append(Got(number, serial, [tid], [size]))
         self._call()
 
     def _lost_peer(self, number: int) -> None:
         self._events.append(PeerLost(number))
         self._call()
 
+    def _close_peers(self) -> None:
+        self.transfers.forget_all()
+        self.pieces.forget_all()
+        for connection in list(self._peers):
+            connection.close()
+
     def _peer_came(self, connection: Connection) -> None:
+        self._peers.add(connection)
+
         def on_messages(messages: list[Any]) -> None:
             for message in messages:
                 if type(message) in (Ask, Unask):
@@ -461,6 +485,7 @@ class WorkerNode:
             self._call()
 
         def on_close(reason: CommError | None) -> None:
+            self._peers.discard(connection)
             self._events.append(AskerLost(connection))
             self._call()
 
