@@ -266,8 +266,8 @@ class WorkerMachine:
         threads: how many tasks run at a time.
         resources: name -> amount.
         ahead: seconds of work that are handed over beyond what the threads are at, so that a short task needs no round trip
-            through this machine; they begin in the order in which they were handed over. With one thread, tasks
-            are handed over with those whose inputs they are made by.
+            through this machine; they begin in the order in which they were handed over. A task is also handed over
+            together with those that make its inputs, to begin when these have ended.
 
     Attributes:
         tasks: tid -> task that it was sent and that has not ended.
@@ -286,7 +286,7 @@ class WorkerMachine:
         self.free = dict(resources or {})
         self.paused = False
         self.ahead = ahead
-        self._chains = ahead > 0 and threads == 1
+        self._chains = ahead > 0
         self._mean = ahead  # seconds that a task takes, of late
         self.tasks: dict[int, Start] = {}
         self.data: dict[int, int] = {}

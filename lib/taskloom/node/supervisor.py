@@ -346,6 +346,7 @@ class Supervisor:
             "tell": theirs,
             "path": sys.path,
             "argv": sys.argv,
+            "pythonpath": os.environ.get("PYTHONPATH"),
             **self.options,
         }
         limits = thread_limits(self.threads * max(1, self._count))

@@ -50,6 +50,7 @@ from taskloom.local.frames import cut_frames
 from taskloom.net import Connection, Options, connect, listen
 from taskloom.node import calls
 from taskloom.node.cell import RunningCells
+from taskloom.node.chains import Chains
 from taskloom.node.codes import MEMORY, REPLACE
 from taskloom.node.executor import CANCELLED, DONE, STUCK, Executor
 from taskloom.node.memory import Pause, Resume, Terminate
@@ -130,6 +131,8 @@ class WorkerNode:
         self._output = Output() if capture else None
         self._die = die
         self._fresh: dict[int, Any] = {}  # tid -> value, of tasks whose end the event loop has not heard of yet
+        # with one thread, which takes tasks in their order, a task's inputs are made before its turn comes
+        self._chains = Chains(self._is_there, self._submit) if threads > 1 else None
         self._events: list[Any] = []
         self._peers: set[Connection] = set()  # who asks us
         self._stuck_at: set[Any] = set()  # tasks that were told to stop and do not, by (grant, tid)
@@ -250,6 +253,8 @@ class WorkerNode:
         _log.warning("worker %s has lost the scheduler at %s: %s", self.name, self.scheduler, reason)
         self._events.clear()
         withdrawn: list[Any] = self.executor.withdraw()
+        if self._chains is not None:
+            withdrawn += self._chains.withdraw()
         self._do(self.machine.disconnected(withdrawn))
         self._loop.create_task(self._come_back())
 
@@ -291,11 +296,18 @@ class WorkerNode:
 
     def _do(self, actions: list[Any]) -> None:
         starts: list[Any] = []
+        chained: list[Any] = []
         functions = self.functions
         for action in actions:
             kind = type(action)
             if kind is Start:
-                starts.append((action.key, action.tid, action, functions[action.function]))
+                item = action.key, action.tid, action, functions[action.function]
+                if action.missing and self._chains is not None:
+                    missing = [d for d in action.deps if not self._is_there(d)]
+                    if missing:
+                        chained.append((item, missing))
+                        continue
+                starts.append(item)
             elif kind is Forget:
                 self.values.forget(action.tids)
             elif kind is Send:
@@ -303,7 +315,15 @@ class WorkerNode:
             elif kind is Rename:
                 self.values.rename(action.names)
             elif kind is Stop:
-                self.executor.stop([(action.grant, action.tid)])
+                key = action.grant, action.tid
+                if self._chains is not None and self._chains.remove(key):
+                    self._events += [
+                        Raised(*key, None),
+                        *[Unready(*other) for other in self._chains.failed(action.tid)],
+                    ]
+                    self._call()
+                else:
+                    self.executor.stop([key])
             elif kind is ClosePeers:
                 self._close_peers()
             elif kind is Leave:
@@ -316,6 +336,17 @@ class WorkerNode:
                 self._call()
         if starts:
             self.executor.submit(starts)
+        for item, missing in chained:
+            self._chains.add(item, missing)  # type: ignore[union-attr]
+
+    def _is_there(self, tid: int) -> bool:
+        return tid in self._fresh or tid in self.values
+
+    def _submit(self, items: list[Any]) -> None:
+        try:
+            self.executor.submit(items)
+        except RuntimeError:  # this worker is leaving
+            pass
 
     # --- tasks (the first two run in the executor's threads)
 
@@ -347,6 +378,8 @@ class WorkerNode:
         task = self.machine.running[key]
         result = calls.pack_result(value, size) if task.wanted else None
         self._fresh[key[1]] = value  # for tasks that were handed over behind this one
+        if self._chains is not None:
+            self._chains.made(key[1])
         return value, size, result
 
     def _collect(self) -> None:
@@ -365,7 +398,9 @@ class WorkerNode:
                 some = True
             elif type(outcome) is _NotThere:
                 self._events.append(Unready(key[0], key[1]))
+                self._not_made(key[1])
             else:
+                self._not_made(key[1])
                 error = TaskCancelledError("the task was stopped") if kind == CANCELLED else outcome
                 cut_frames(error)
                 self._events.append(Raised(key[0], key[1], Payload([dump_error(error)])))
@@ -376,6 +411,11 @@ class WorkerNode:
                 self.connection.send(Said([ticket[1] for ticket in columns[0]], *columns[1:]))
         if some or self._events:
             self._work()
+
+    def _not_made(self, tid: int) -> None:
+        """A task has not made its value: those that were handed over behind it cannot begin."""
+        if self._chains is not None:
+            self._events += [Unready(*key) for key in self._chains.failed(tid)]
 
     def _running(self) -> list[int]:
         """Tids that the threads are at."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 from taskloom.core.client import FAILED, READY, ClientMachine
@@ -228,9 +228,15 @@ class SimulatedWorker:
 
     def _next(self) -> None:
         """Let a thread that has nothing to do begin what was handed over."""
-        while self.alive and self.queue and len(self.executing) < self.threads:
-            action = self.queue.popleft()
+        at = 0
+        while self.alive and at < len(self.queue) and len(self.executing) < self.threads:
+            action = self.queue[at]
             key = action.grant, action.tid
+            coming = {tid for _, tid in self.executing} | {other.tid for other in islice(self.queue, at)}
+            if key not in self.stopped and any(d not in self.values and d in coming for d in action.deps):
+                at += 1  # it was handed over together with what makes its input
+                continue
+            del self.queue[at]
             if key in self.stopped:
                 self.stopped.discard(key)
                 self.handle([Raised(*key, "stopped")])
