@@ -113,6 +113,13 @@ def ready_done():
 
 
 def done_idle():
+    play = submitted((), (0,))
+    play.report(play.place(0), 0)
+    play.report(play.place(1), 1)
+    play.release(1)
+
+
+def done_free():
     play = submitted(())
     play.report(play.place(0), 0)
     play.release(0)

@@ -92,6 +92,7 @@ TRANSITIONS: dict[tuple[int, int], str] = {
     (SENT, ERRED): "`_fail`: it raised, workers died of it, or it was cancelled; `_spread`",
     (IDLE, ERRED): "`_fail`: it was cancelled, needs what nobody knows, or is lost data of a client that is gone",
     (ERRED, IDLE): "`_retry`",
+    (DONE, FREE): "`_release`: nobody needs it, and nobody can any more",
     (IDLE, FREE): "`_forget`: nobody can need it any more",
     (ERRED, FREE): "`_forget`",
 }
@@ -500,11 +501,62 @@ class Scheduler:
         return -1 if self.tasks.state[slot] == FREE else slot
 
     def _release(self, client: Client, message: Release) -> None:
-        wanted = self.tasks.wanted
+        """DONE -> FREE where nothing is made of a value; else what :meth:`_set_wanted` does.
+
+        A client that has what it wanted releases it in thousands, so the plain case is written out.
+        """
+        tasks = self.tasks
+        state, wanted, uses, deps, dependents = tasks.state, tasks.wanted, tasks.uses, tasks.deps, tasks.dependents
+        place, copies, orders = tasks.place, tasks.copies, tasks.orders
+        dropped: dict[int, list[int]] = {}
+        first = end = shift = high = -1
+        block: Block | None = None
         for counter in message.counters:
-            slot = self._slot(client, counter)
-            if slot >= 0 and wanted[slot] & (WISH | KEEP):
-                self._set_wanted(slot, wanted[slot] & PIN)
+            if not first <= counter < end:
+                block = client.block_of(counter)
+                if block is None:
+                    first = end = -1
+                    continue
+                first, end, shift, high = block.first, block.first + block.count, block.base - block.first, block.high
+            assert block is not None
+            slot = counter + shift
+            want = wanted[slot]
+            if not want & (WISH | KEEP) or state[slot] == FREE:
+                continue
+            if (
+                state[slot] != DONE
+                or uses[slot] != 1
+                or want != WISH
+                or deps[slot]
+                or dependents[slot] is not None
+                or block.special
+                or slot in copies
+                or slot in orders
+            ):
+                self._set_wanted(slot, want & PIN)
+                continue
+            number = place[slot]
+            if number in dropped:
+                dropped[number].append(high + slot)
+            else:
+                dropped[number] = [high + slot]
+            wanted[slot] = uses[slot] = 0
+            worker = self.workers[number]
+            worker.holds -= 1
+            worker.nbytes -= tasks.nbytes[slot]
+            tasks.nbytes[slot] = 0
+            place[slot] = -1
+            tasks.args[slot] = None
+            tasks.function[slot].uses -= 1  # type: ignore[union-attr]
+            tasks.function[slot] = None
+            state[slot] = FREE
+            tasks.live -= 1
+            block.live -= 1
+            if not block.live:
+                self._dead.append(block)
+        for number, tids in dropped.items():
+            self.out.worker(number, Drop(tids))
+            self._tidy(self.workers[number])
 
     def _want(self, client: Client, message: Want) -> None:
         tasks = self.tasks
@@ -716,6 +768,10 @@ class Scheduler:
     def _holds_no_more(self, worker: Worker, slot: int) -> None:
         worker.holds -= 1
         worker.nbytes -= self.tasks.nbytes[slot]
+        self._tidy(worker)
+
+    def _tidy(self, worker: Worker) -> None:
+        """Let go of what a worker held once, now and then."""
         if len(worker.held) > 2 * worker.holds + 1000:
             worker.held = [s for s in dict.fromkeys(worker.held) if self._has(worker, s)]
 
@@ -764,17 +820,83 @@ class Scheduler:
     # --- workers
 
     def _report(self, worker: Worker, message: Report) -> None:
+        """SENT -> DONE, for all that ended; what failed is tried again, or SENT -> ERRED.
+
+        The loop does what :meth:`_done` does, for tasks about which there is nothing special. It is written out as it is where
+        a scheduler spends most of its time.
+        """
         tasks = self.tasks
-        grants, grant, size = tasks.grant, message.grant, len(tasks.state)
-        stale = 0
+        grants, grant, size, number = tasks.grant, message.grant, len(tasks.state), worker.number
+        state, owner, deps, dependents, functions = tasks.state, tasks.owner, tasks.deps, tasks.dependents, tasks.function
+        wanted, undone, uses, nbytes_of, copies = tasks.wanted, tasks.undone, tasks.uses, tasks.nbytes, tasks.copies
+        sent, hold, tell = worker.sent, worker.held.append, self.out.done
+        special = bool(worker.taking or worker.begun or worker.coming or tasks.tries)
+        stale = runnable = count = total = taught = taught_bytes = 0
+        load, taught_seconds = worker.load, 0.0
+        function: Any = None
         for tid, nbytes, seconds, result in zip(
             message.tids, message.sizes, message.seconds, message.results, strict=True
         ):
             slot = tid & SLOT
-            if slot < size and grants[slot] == grant:
-                self._done(slot, worker, nbytes, seconds, result)
-            else:  # the worker was told to cancel it, and throws the value away
+            if slot >= size or grants[slot] != grant:  # the worker was told to cancel it, and throws the value away
                 stale += 1
+                continue
+            block = owner[slot]
+            if special or block.special or slot in copies:
+                worker.load = load
+                self._done(slot, worker, nbytes, seconds, result)
+                load = worker.load
+                continue
+            thought = sent.pop(slot)
+            load -= thought
+            if seconds > HORIZON and seconds > 4 * thought:
+                self.placing.surprised[number] = None
+            grants[slot] = 0
+            if functions[slot] is not function:
+                if taught:
+                    function.learn(taught_seconds, taught_bytes, taught)
+                    taught_seconds, taught_bytes, taught = 0.0, 0, 0
+                function = functions[slot]
+            taught += 1
+            taught_seconds += seconds
+            taught_bytes += nbytes
+            function.active -= 1
+            state[slot] = DONE
+            nbytes_of[slot] = nbytes
+            hold(slot)
+            count += 1
+            total += nbytes
+            if not undone[slot]:
+                runnable -= 1
+            if dependents[slot] is not None:
+                for f in tasks.followers(slot):
+                    left = undone[f] = undone[f] - 1
+                    if not left and state[f] in _ACTIVE:
+                        runnable += 1
+            if deps[slot]:
+                worker.holds += count  # it may have to let go of some
+                worker.nbytes += total
+                count = total = 0
+                for d in deps[slot]:
+                    copied = copies.get(d)
+                    if copied is not None and copied.get(number) is False and state[d] == DONE:
+                        copied[number] = True  # it had it, to run this
+                        self._holds(worker, d)
+                    left = uses[d] = uses[d] - 1
+                    if not left:
+                        self._let_go(d)
+            if wanted[slot] & WISH:
+                tell(block.client.number, block.first + slot - block.base, tid, nbytes, number, result)
+        if taught:
+            function.learn(taught_seconds, taught_bytes, taught)
+        worker.holds += count
+        worker.nbytes += total
+        worker.load = load
+        if not sent:
+            worker.load = 0.0
+            worker.idle_since = self.now
+        self.placing.runnable += runnable
+        self.placing.touched[number] = None
         self.counts.done += len(message.tids) - stale
         for tid, error in zip(message.failed, message.errors, strict=True):
             slot = tid & SLOT
@@ -797,7 +919,7 @@ class Scheduler:
         self._take_off(slot, worker)
         function = tasks.function[slot]
         if function is not None:
-            function.learn(seconds, nbytes)
+            function.learn(seconds, nbytes, 1)
         self._is_there(slot, worker, nbytes, has_inputs)
         if tasks.wanted[slot] & WISH:
             block = tasks.owner[slot]

@@ -97,12 +97,12 @@ class Function:
         self.uses = 0
         self.active = 0
 
-    def learn(self, seconds: float, nbytes: int) -> None:
-        """A task of it has run."""
-        self.count += 1
-        weight = 0.25 if self.count > 1 else 1.0
-        self.seconds += (seconds - self.seconds) * weight
-        self.nbytes += (nbytes - self.nbytes) * weight
+    def learn(self, seconds: float, nbytes: int, count: int) -> None:
+        """So many tasks of it have run, in so many seconds altogether; each new one weighs a quarter."""
+        weight = 1.0 - 0.75**count if self.count else 1.0
+        self.count += count
+        self.seconds += (seconds / count - self.seconds) * weight
+        self.nbytes += (nbytes / count - self.nbytes) * weight
 
 
 class Block:
@@ -116,6 +116,7 @@ class Block:
         cursor: tasks before it have been taken, or passed because they were not ready.
         allowed: names of workers that may run them; None: all.
         data: they are data that the client has, see :class:`taskloom.core.messages.Options`; ``everywhere`` too.
+        special: when one of them ends there is more to do than for others.
         bound: not every worker may run them, or each has its own rule where it goes: no worker comes by to get the next one.
     """
 
@@ -134,6 +135,7 @@ class Block:
         "options",
         "rank",
         "resources",
+        "special",
     )
 
     def __init__(
@@ -152,6 +154,7 @@ class Block:
         self.resources = options.resources
         self.data = options.data
         self.everywhere = options.everywhere
+        self.special = bool(options.resources or options.data or options.everywhere)
         self.bound = bool(options.workers or options.resources or options.data)
 
     def __repr__(self) -> str:
