@@ -16,6 +16,7 @@ tornado and prometheus-client are imported when a server starts.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import socket
@@ -34,6 +35,8 @@ __all__ = ["DEFAULT_PORT", "HttpServer"]
 
 #: Where it listens if nothing else is said.
 DEFAULT_PORT = 8787
+
+_BACKLOG = 128
 
 
 class HttpServer:
@@ -115,11 +118,11 @@ class HttpServer:
                 errno.ENOSYS,
                 f"the HTTP interface needs tornado and prometheus-client ({error}): pip install 'taskloom[cluster]'",
             ) from error
-        sockets = _bind(self._host, self._port)
+        sockets = await _bind(self._host, self._port)
         probes: list[socket.socket] = []
         try:
             if self._probe_port is not None:
-                probes = _bind(self._probe_host, self._probe_port)
+                probes = await _bind(self._probe_host, self._probe_port)
             local = all(is_loopback(sock.getsockname()[0]) for sock in sockets)
             context = None
             if not local:
@@ -153,22 +156,47 @@ class HttpServer:
         for changed in (self._state.changed, self._metrics.changed):
             self._node.after.remove(changed)
         self._metrics.close()
-        self._state.wishes.close()
+        await self._state.wishes.close()
         servers, self._servers = self._servers, []
         for server in servers:
             await server.close_all_connections()
 
 
-def _bind(host: str, port: int) -> list[socket.socket]:
+async def _bind(host: str, port: int) -> list[socket.socket]:
     """Sockets that listen at all addresses of a host, at the same port."""
-    from tornado.netutil import bind_sockets
-
+    loop = asyncio.get_running_loop()
+    found: list[socket.socket] = []
     try:
-        return bind_sockets(port, host or None)
+        infos = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in dict.fromkeys(infos):
+            try:
+                sock = socket.socket(family, kind, protocol)
+            except OSError as error:
+                if error.errno == errno.EAFNOSUPPORT:  # the name has an address that this machine can't have
+                    continue
+                raise
+            found.append(sock)
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if len(found) > 1:
+                port = found[0].getsockname()[1]
+            sock.bind((address[0], port, *address[2:]))
+            sock.listen(_BACKLOG)
+        if not found:
+            raise OSError(errno.EADDRNOTAVAIL, "it has no address here")
     except OSError as error:
+        for sock in found:
+            sock.close()
         where = f"{host or '*'}:{port}"
         # with the number, so that who asks can tell a port that is taken
         raise OSError(error.errno, f"HTTP can't listen at {where}: {error.strerror or error}") from error
+    except BaseException:
+        for sock in found:
+            sock.close()
+        raise
+    return found
 
 
 def _for_http(security: Security) -> ssl.SSLContext:

@@ -74,6 +74,7 @@ class _Page(RequestHandler):
         self._local = local
         self._metrics = metrics
         self._too_large = False
+        self._refusal: Exception | None = None
 
     def set_default_headers(self) -> None:
         self.set_header("Server", "taskloom")
@@ -87,6 +88,21 @@ class _Page(RequestHandler):
         return None
 
     def prepare(self) -> None:
+        try:
+            self._check()
+        except (Refused, HTTPError) as error:
+            headers = self.request.headers
+            if headers.get("Content-Length", "0") == "0" and "Transfer-Encoding" not in headers:
+                raise
+            # An answer before the body has come in whole would cut the connection, and might not arrive.
+            self._refusal = error
+            setattr(self, (self.request.method or "GET").lower(), self._refuse)
+
+    async def _refuse(self, *args: str) -> None:
+        assert self._refusal is not None
+        raise self._refusal
+
+    def _check(self) -> None:
         if self._local and not _is_here(self.request.host_name):
             raise Refused(
                 421,
@@ -95,7 +111,7 @@ class _Page(RequestHandler):
             )
         if not self.open:
             self._check_token()
-        if type(self).__dict__.get(self.request.method.lower() if self.request.method else "") is None:
+        if type(self).__dict__.get((self.request.method or "").lower()) is None:
             raise HTTPError(405)
         length = self.request.headers.get("Content-Length", "0")
         if length.isdigit() and int(length) > BODY:
@@ -116,7 +132,7 @@ class _Page(RequestHandler):
         )
 
     def data_received(self, chunk: bytes) -> None:
-        if self._finished or self._too_large:
+        if self._refusal is not None or self._too_large:
             return  # it is read so that the answer arrives, and thrown away
         self.body += chunk
         if len(self.body) > BODY:
@@ -353,7 +369,7 @@ class _Nothing(_Page):
 
     open = True
 
-    def prepare(self) -> None:
+    def _check(self) -> None:
         raise HTTPError(404)
 
 

@@ -260,6 +260,7 @@ class Wishes:
     def __init__(self, node: SchedulerNode) -> None:
         self._node = node
         self._waiting: dict[asyncio.Future[None], tuple[Terms, str]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()  # that answer those
         self._timer: asyncio.TimerHandle | None = None
         self._looked = 0.0
 
@@ -300,6 +301,10 @@ class Wishes:
         loop = asyncio.get_running_loop()
         news: asyncio.Future[None] = loop.create_future()
         self._waiting[news] = terms, since
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         self.changed()  # what happens from now on is seen; what has happened is in the answer above
         try:
             async with asyncio.timeout(timeout):
@@ -326,13 +331,15 @@ class Wishes:
             if versions[terms] != since and not news.done():
                 news.set_result(None)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Nobody waits any longer: all are answered."""
         if self._timer is not None:
             self._timer.cancel()
         for news in self._waiting:
             if not news.done():
                 news.set_result(None)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
 
 
 # --- who is to go
