@@ -179,6 +179,20 @@ class Scheduler:
                     self._set_wanted(slot, 0)
         self._sweep()
 
+    def cancel_all(self, words: str) -> None:
+        """All that clients want is cancelled, and all values are dropped, those that are done too."""
+        tasks = self.tasks
+        for client in self.clients.values():
+            for block in list(client.blocks):
+                for slot in range(block.base, block.base + block.count):
+                    wanted = 0 if tasks.state[slot] == FREE else tasks.wanted[slot]
+                    if wanted & WISH:
+                        counter = block.first + slot - block.base
+                        self.out.erred(client.number, counter, counter, Lost("cancelled", words))
+                    if wanted:
+                        self._set_wanted(slot, 0)
+        self._sweep()
+
     def worker_came(
         self,
         name: str,
