@@ -6,6 +6,8 @@ The arguments of a task are one of three:
 - a tuple of numbers, strings, None, True, False: these are the arguments;
 - a :class:`Payload`: a pickle of ``(spec, task)`` of :mod:`taskloom.graph.compile`, with positions in the inputs instead of ids.
 
+Anywhere in such a pickle may stand a call of :func:`input_at`: a future of the client's, which is one of the inputs.
+
 A result that comes with the report is a number, a string, True or False as it is, ``()`` for None, and else a Payload of its
 pickle. None stands for a result that stays at the worker.
 """
@@ -13,10 +15,11 @@ pickle. None stands for a result that stays at the worker.
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Sequence
 from typing import Any
 
-from taskloom.graph.compile import LIST_OF, LOAD, PLAIN, REFS, RUN, Plan
+from taskloom.graph.compile import PLAIN, REFS
 from taskloom.local.run import evaluate
 from taskloom.protocol import Payload
 from taskloom.serialize.objects import dumps, dumps_whole
@@ -26,19 +29,41 @@ __all__ = [
     "SMALL",
     "are_atoms",
     "call",
+    "input_at",
     "open_function",
     "open_value",
-    "pack_args",
     "pack_call",
     "pack_function",
     "pack_mixed",
     "pack_result",
+    "pack_steps",
     "pack_value",
 ]
 
 ATOMS = frozenset({int, float, str, bool, type(None)})
 SMALL = 64 * 1024  # bytes of a result that comes with the report
 _BIG = 1 << 63
+_LONG = 1000  # characters, and arguments: what is longer is pickled, as a message's header has its limit
+
+
+class _Present(threading.local):
+    """The inputs of the call whose arguments this thread is opening."""
+
+    inputs: Sequence[Any] | None = None
+
+
+_present = _Present()
+
+
+def input_at(position: int) -> Any:
+    """Stands in pickled arguments for an input of the call.
+
+    Raises:
+        RuntimeError: it is unpickled elsewhere.
+    """
+    if _present.inputs is None:
+        raise RuntimeError("a future of a client stands for its value among the arguments of a task only")
+    return _present.inputs[position]
 
 
 def pack_function(function: Any) -> Any:
@@ -55,50 +80,24 @@ def are_atoms(args: Sequence[Any]) -> bool:
     """Whether arguments can travel as they are."""
     for arg in args:
         kind = type(arg)
-        if kind not in ATOMS or (kind is int and not -_BIG <= arg < _BIG):
+        if kind not in ATOMS or (kind is int and not -_BIG <= arg < _BIG) or (kind is str and len(arg) > _LONG):
             return False
-    return True
-
-
-def pack_args(plan: Plan, i: int, needed: tuple[int, ...]) -> Any:
-    """The arguments of a task.
-
-    Args:
-        needed: ids of its inputs, each once.
-    """
-    spec, task = plan.specs[i], plan.tasks[i]
-    if spec == PLAIN:
-        args = task[1:]
-        return args if are_atoms(args) else pack_call(args)
-    deps = plan.deps[i]
-    if spec == REFS:
-        if len(deps) == len(needed):
-            return None
-        return pack_mixed(deps, [needed.index(d) for d in deps])
-    place = {d: k for k, d in enumerate(needed)}
-    steps: list[tuple[int, Any]] = []
-    for step, operand in spec:  # type: ignore[union-attr]
-        if step == LOAD:
-            operand = place[operand]
-        elif step == LIST_OF:
-            operand = tuple([place[d] for d in operand])
-        elif step == RUN:
-            operand = (operand[0], operand[1], tuple([place[d] for d in operand[2]]))
-        steps.append((step, operand))
-    data, buffers = dumps((None, tuple(steps)))
-    return Payload([data, *buffers])
+    return len(args) <= _LONG
 
 
 def pack_call(args: tuple[Any, ...]) -> Payload:
-    """Arguments that need no input."""
-    data, buffers = dumps((PLAIN, args))
-    return Payload([data, *buffers])
+    """Arguments that are called as they are, but for the futures in them."""
+    return pack_value((PLAIN, args))
+
+
+def pack_steps(steps: tuple[tuple[int, Any], ...]) -> Payload:
+    """A program of :mod:`taskloom.graph.compile`, with positions in the inputs instead of ids."""
+    return pack_value((None, steps))
 
 
 def pack_mixed(args: Sequence[Any], places: Sequence[int]) -> Payload:
     """Arguments of which some are inputs: ``places`` has the input's position, or -1 for one that stands for itself."""
-    data, buffers = dumps((REFS, [(k, None if k >= 0 else arg) for arg, k in zip(args, places, strict=True)]))
-    return Payload([data, *buffers])
+    return pack_value((REFS, [(k, None if k >= 0 else arg) for arg, k in zip(args, places, strict=True)]))
 
 
 def call(function: Any, args: Any, inputs: Sequence[Any]) -> Any:
@@ -107,7 +106,11 @@ def call(function: Any, args: Any, inputs: Sequence[Any]) -> Any:
         return function(*inputs)
     if type(args) is tuple:
         return function(*args)
-    spec, what = pickle.loads(args.parts[0], buffers=args.parts[1:])
+    _present.inputs = inputs
+    try:
+        spec, what = pickle.loads(args.parts[0], buffers=args.parts[1:])
+    finally:
+        _present.inputs = None
     if spec == PLAIN:
         return function(*what)
     if spec == REFS:

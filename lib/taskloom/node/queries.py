@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import platform
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import taskloom
 from taskloom.core.messages import Answer, Query
 from taskloom.core.scheduler.machine import WORKER
+from taskloom.core.scheduler.state import DONE
 
 if TYPE_CHECKING:
     from taskloom.node.scheduler import SchedulerNode
 
-__all__ = ["Queries"]
+__all__ = ["Queries", "versions"]
+
+_MATTERS = ("msgpack", "cloudpickle", "numpy", "pandas")  # packages that have to be alike where values go to and fro
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, taskloom, and what of the packages that matter is loaded in this process.
+
+    >>> sorted(versions())[-2:]
+    ['python', 'taskloom']
+    """
+    found = {"python": platform.python_version(), "taskloom": taskloom.__version__}
+    for name in _MATTERS:
+        version = getattr(sys.modules.get(name), "__version__", None)
+        if version is not None:
+            found[name] = str(version)
+    return found
 
 
 class Queries:
@@ -22,31 +43,102 @@ class Queries:
 
     def __init__(self, node: SchedulerNode) -> None:
         self.node = node
-        self._awaiting: list[tuple[Any, Query]] = []  # who wants to know when so many workers are there
+        self._awaiting: list[
+            tuple[Any, int, Callable[[], Any]]
+        ] = []  # who, their serial, and what has the answer one day
+        self._answers: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
+            "scheduler_info": lambda peer, args: self.info(),
+            "versions": lambda peer, args: self.versions(),
+            "who_has": self.who_has,
+        }
 
     def ask(self, peer: Any, query: Query) -> None:
         """A client asks something; it is answered now or when there is an answer."""
-        if query.what == "scheduler_info":
-            peer.connection.send(Answer(query.serial, self.info()))
-        elif query.what == "wait_for_workers":
-            self._awaiting.append((peer, query))
-            self.changed()
-        else:
+        serial, what, args = query
+        try:
+            if what == "wait_for_workers":
+                self._await(peer, serial, self._workers(int(args["count"])))
+            elif what == "restart":
+                self._await(peer, serial, self.restart())
+            elif what in self._answers:
+                peer.connection.send(Answer(serial, self._answers[what](peer, args)))
+            else:
+                peer.connection.send(
+                    Answer(
+                        serial,
+                        None,
+                        f"the scheduler, of taskloom {taskloom.__version__}, does not know the question {what!r}: have both of "
+                        "one version",
+                    )
+                )
+        except (KeyError, TypeError, ValueError) as error:
             peer.connection.send(
-                Answer(query.serial, None, f"this scheduler does not know the question {query.what!r}")
+                Answer(
+                    serial, None, f"the question {what!r} is not put as it should be: {type(error).__name__}: {error}"
+                )
             )
+
+    def _await(self, peer: Any, serial: int, answer: Callable[[], Any]) -> None:
+        self._awaiting.append((peer, serial, answer))
+        self.changed()
 
     def changed(self) -> None:
         """Something may have changed."""
         if not self._awaiting:
             return
-        count = len(self.node.machine.workers)
         waiting, self._awaiting = self._awaiting, []
-        for peer, query in waiting:
-            if count >= query.args["count"]:
-                peer.connection.send(Answer(query.serial, count))
+        for peer, serial, answer in waiting:
+            value = answer()
+            if value is not None:
+                peer.connection.send(Answer(serial, value))
             elif not peer.connection.closed:
-                self._awaiting.append((peer, query))
+                self._awaiting.append((peer, serial, answer))
+
+    def _workers(self, count: int) -> Callable[[], int | None]:
+        """How many workers there are, once there are so many."""
+
+        def answer() -> int | None:
+            found = len(self.node.machine.workers)
+            return found if found >= count else None
+
+        return answer
+
+    def restart(self) -> Callable[[], int | None]:
+        """Cancel everything, and have supervisors replace their workers.
+
+        Returns:
+            How many workers there are, once there are as many as before, and those that were to go are gone.
+        """
+        node = self.node
+        node.machine.cancel_all("it was cancelled, as a client has restarted the cluster")
+        node.call()
+        launches = {peer.launch: peer.number for peer in node.peers.values() if peer.kind == WORKER and peer.launch}
+        count = len(node.machine.workers)
+        gone = {launches[launch] for launch in launches.keys() - set(node.hosts.restart(list(launches)))}
+
+        def answer() -> int | None:
+            workers = node.machine.workers
+            return len(workers) if len(workers) >= count and not gone & workers.keys() else None
+
+        return answer
+
+    def who_has(self, peer: Any, args: dict[str, Any]) -> list[list[str]]:
+        """Names of the workers that have values of the client's, by its counters."""
+        machine = self.node.machine
+        client = machine.clients[peer.number]
+        found = []
+        for counter in args["counters"]:
+            slot = machine._slot(client, counter)
+            holders = machine.tasks.holders(slot) if slot >= 0 and machine.tasks.state[slot] == DONE else ()
+            found.append([machine.workers[number].name for number in holders if number in machine.workers])
+        return found
+
+    def versions(self) -> dict[str, Any]:
+        """The versions of this process, and those that the workers have told of."""
+        workers = {
+            peer.name: dict(peer.about.get("versions", {})) for peer in self.node.peers.values() if peer.kind == WORKER
+        }
+        return {"scheduler": versions(), "workers": workers}
 
     def info(self) -> dict[str, Any]:
         """What there is."""

@@ -131,7 +131,7 @@ def test_collections_run_on_a_live_client(client):
     assert set(taskloom.bag.from_sequence(range(10), npartitions=5).map(where).compute()) <= workers
     assert taskloom.delayed(where)(1).compute(scheduler="sync") == os.getpid()
     assert taskloom.bag.range(1000, npartitions=10).map(inc).filter(lambda x: x % 2).sum().compute() == 250_000
-    with Client(client.address, token=client._token) as second:
+    with Client(client.address, token=client.token) as second:
         assert taskloom.delayed(where)(1).compute(scheduler=second) in workers
     assert taskloom.delayed(where)(1).compute() in workers
 
