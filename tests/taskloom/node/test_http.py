@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import doctest
 import http.client
 import json
 import logging
 import os
+import re
+import shutil
 import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -344,11 +348,16 @@ def test_bytes_that_are_no_http_disturb_nobody(cluster):
         b"GET\r\n\r\n",
     ):
         sock = socket.create_connection(("127.0.0.1", cluster.port), timeout=20)
-        with sock, contextlib.suppress(ConnectionError):
-            sock.sendall(data)
-            sock.shutdown(socket.SHUT_WR)
-            while sock.recv(65536):
-                pass
+        with sock:
+            try:
+                sock.sendall(data)
+                sock.shutdown(socket.SHUT_WR)
+                while sock.recv(65536):
+                    pass
+            except TimeoutError:
+                raise
+            except OSError:
+                pass  # however it was closed
     assert cluster.get("/api/v1/health", token=None) == {"status": "ok"}
     until(lambda: cluster.server._servers[0].connections == 0)
 
@@ -922,6 +931,58 @@ def test_numbers_that_are_none_are_null(cluster):
     cluster.call(spoil)
     (found,) = cluster.get("/api/v1/workers")["workers"]
     assert found["about"] == {"odd": None, "1": "b'bytes'", "list": [[None]]}
+
+
+# --- the page of the documents
+
+
+def shell_blocks():
+    """(commands, what they print or None) of docs/http.md."""
+    text = (Path(__file__).parents[3] / "docs" / "http.md").read_text()
+    fences = re.findall(r"^```(\w+)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    found = []
+    for n, (language, block) in enumerate(fences):
+        if language == "sh":
+            after = fences[n + 1] if n + 1 < len(fences) else ("", "")
+            found.append((block, after[1] if after[0] == "text" else None))
+    return found
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_commands_of_the_document_print_what_it_says(cluster, tmp_path):
+    folder = tmp_path / ".config" / "taskloom"
+    folder.mkdir(parents=True)
+    (folder / "token").write_text(TOKEN + "\n")
+    a, _ = cluster.worker("a"), cluster.worker("b")
+    client = cluster.client()
+    cluster.submit(client, "x", function=1, workers=("a",))
+    until(lambda: client.done)
+    assert a.machine.number in client.done.values()
+    blocks = shell_blocks()
+    assert len(blocks) >= 10
+    assert blocks[0][0].startswith("TOKEN=")
+    token = blocks[0][0].splitlines()[0]
+    asked = ""
+    for block, printed in blocks:
+        script = f"{token}\n{block}".replace("http://127.0.0.1:8787", cluster.url)
+        done = subprocess.run(
+            ["sh", "-eu", "-c", script],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+        )
+        assert not done.stderr, done.stderr
+        assert done.returncode == 0
+        said = doctest.OutputChecker().check_output(printed or "", done.stdout, doctest.ELLIPSIS)
+        assert said, f"{block}\nprints\n{done.stdout}\nand the document says\n{printed}"
+        asked += block
+    for path in PATHS:
+        assert re.search(
+            re.escape(path).replace("NAME", r"\w+").replace("CLIENT/COUNTER", r"\w+/\d+") + r"\b", asked
+        ), path
+    assert len(json.loads((tmp_path / "dump.json").read_text())["tasks"]) == 1
 
 
 # --- metrics
