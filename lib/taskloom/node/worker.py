@@ -71,6 +71,9 @@ SIGN = 1.0  # and between signs of life
 _log = logging.getLogger("taskloom.worker")
 
 
+_ABSENT: Any = object()
+
+
 class _NotThere(Exception):
     """A task was handed over with the one that makes its input, and that one failed."""
 
@@ -355,23 +358,20 @@ class WorkerNode:
         args, deps = task.args, task.deps
         if not deps and type(args) is tuple:
             return call, args
-        get = self.values.get
-        try:
-            inputs = [get(d) for d in deps]
-        except KeyError:
-            inputs = [self._input(d) for d in deps]
+        fresh, get = self._fresh.get, self.values.get
+        inputs = []
+        for d in deps:
+            # First where tasks put what they have made: the event loop moves it from there, and puts it before it takes it away.
+            value = fresh(d, _ABSENT)
+            if value is _ABSENT:
+                try:
+                    value = get(d)
+                except KeyError:
+                    raise _NotThere from None
+            inputs.append(value)
         if args is None:
             return call, inputs
         return calls.call, (call, args, inputs)
-
-    def _input(self, tid: int) -> Any:
-        """A value that was made here, maybe just now: the event loop moves it from the one place to the other."""
-        for get in (self.values.get, self._fresh.__getitem__, self.values.get):
-            try:
-                return get(tid)
-            except KeyError:
-                continue
-        raise _NotThere
 
     def _finish(self, key: Any, value: Any, seconds: float) -> Any:
         size = sizeof(value)
