@@ -152,6 +152,7 @@ class LocalCluster:
                 resources=self._resources,
                 folder=self._folder,
                 numbered=True,
+                options={"echo": False},  # clients of this program show it, on the same console
             )
             await self._supervisor.start()
             return
@@ -227,6 +228,11 @@ class LocalCluster:
                 os.close(told)
 
     # --- for users
+
+    @property
+    def shows_stderr(self) -> bool:
+        """Whether what tasks write to ``sys.stderr`` appears on this program's without a client."""
+        return True
 
     @property
     def scheduler_pid(self) -> int:

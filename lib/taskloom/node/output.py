@@ -64,6 +64,8 @@ class Output:
     Args:
         most_per_task: characters of one task that are kept; then comes one piece that says so, and no more.
         most_waiting: characters of all tasks that may wait to be fetched; while so many wait, what comes is dropped and counted.
+        echo: whether what goes to ``sys.stdout``, and warnings, are written where they were before too: not where that is the
+            console that the client shows them on. What goes to ``sys.stderr`` always is: it may be a process's last words.
 
     Attributes:
         dropped: characters that were dropped as too much was waiting. Never those of a task that has said too much.
@@ -75,7 +77,8 @@ class Output:
     []
     """
 
-    def __init__(self, most_per_task: int = 100_000, most_waiting: int = 10_000_000) -> None:
+    def __init__(self, most_per_task: int = 100_000, most_waiting: int = 10_000_000, echo: bool = True) -> None:
+        self.echo = echo
         self.most_per_task = most_per_task
         self.most_waiting = most_waiting
         self.dropped = 0
@@ -137,11 +140,11 @@ class Output:
         if warnings.showwarning == self._show:
             warnings.showwarning = self._showwarning
 
-    def add(self, kind: str, text: str, details: tuple[Any, ...] = ()) -> None:
-        """Keep something in the name of the task that runs here, if any."""
+    def add(self, kind: str, text: str, details: tuple[Any, ...] = ()) -> bool:
+        """Keep something in the name of the task that runs here, if any; whether that was done."""
         ticket = current_ticket()
         if ticket is None or not text:
-            return
+            return False
         said = _said.get()
         if said is None:
             said = [0]
@@ -149,10 +152,10 @@ class Output:
         before = said[0]
         said[0] = before + len(text)
         if before > self.most_per_task:
-            return
+            return False
         if self._waiting > self.most_waiting:
             self.dropped += len(text)
-            return
+            return False
         room = self.most_per_task - before
         if len(text) > room:
             self._put(Piece(ticket, kind, text[:room], details))
@@ -160,6 +163,7 @@ class Output:
             self._put(Piece(ticket, "stderr", note))
         else:
             self._put(Piece(ticket, kind, text, details))
+        return True
 
     def _put(self, piece: Piece) -> None:
         self._waiting += len(piece.text)
@@ -173,6 +177,8 @@ class Output:
     ) -> None:
         if file is None and current_ticket() is not None:
             self.add("warning", str(message), (category.__name__, filename, lineno))
+            if not self.echo:
+                return
             _quiet.on = True
             try:
                 self._showwarning(message, category, filename, lineno, file, line)
@@ -191,11 +197,15 @@ class _Tee(io.TextIOBase):
         self.kind = name
 
     def write(self, text: str, /) -> int:
-        count = self.stream.write(text)
         output = self.output
-        if output is not None and current_ticket() is not None and not getattr(_quiet, "on", False):
+        if output is None or current_ticket() is None or getattr(_quiet, "on", False):
+            return int(self.stream.write(text))
+        if output.echo or self.kind == "stderr":
+            self.stream.write(text)
             output.add(self.kind, text)
-        return int(count)
+        elif not output.add(self.kind, text):
+            self.stream.write(text)
+        return len(text)
 
     def writelines(self, lines: Iterable[str], /) -> None:  # type: ignore[override]
         for line in lines:

@@ -92,6 +92,7 @@ class WorkerNode:
         launch: what its supervisor calls it; "": it has none.
         folder: where values go that do not fit into memory; by default where temporary files are.
         capture: whether what tasks print goes to the client too.
+        echo: whether it is printed here all the same, see :class:`taskloom.node.output.Output`.
         patience: seconds to look for a scheduler that was there and is gone.
         die: called with an exit code when this process has to be replaced; where it is None it goes on as well as it can.
 
@@ -111,6 +112,7 @@ class WorkerNode:
         launch: str = "",
         folder: str | None = None,
         capture: bool = True,
+        echo: bool = True,
         patience: float = 300.0,
         die: Callable[[int], object] | None = None,
     ) -> None:
@@ -131,7 +133,7 @@ class WorkerNode:
         self.transfers = Transfers(self.token, self._took, self._lost_peer)
         self.pieces = Pieces(self.values)
         self._sender = Sender(self.values)
-        self._output = Output() if capture else None
+        self._output = Output(echo=echo) if capture else None
         self._die = die
         self._fresh: dict[int, Any] = {}  # tid -> value, of tasks whose end the event loop has not heard of yet
         # with one thread, which takes tasks in their order, a task's inputs are made before its turn comes

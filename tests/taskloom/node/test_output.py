@@ -53,6 +53,23 @@ def worker():
     assert worker.executor.faults == 0
 
 
+def test_without_an_echo_it_is_printed_where_the_client_is_alone(capsys):
+    def speak():
+        print("out")
+        print("err", file=sys.stderr)
+        warnings.warn("careful", UserWarning, stacklevel=1)
+
+    worker = Worker(echo=False, most_per_task=30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        said, _ = worker.run(speak, lambda: [print("x" * 20) for _ in range(3)])
+    worker.executor.close()
+    assert [piece.text for piece in said[0]] == ["out\n", "err\n", "careful"]
+    assert "".join(piece.text for piece in said[1]).startswith("x" * 20 + "\n" + "x" * 9)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("\n" + "x" * 20 + "\n", "err\n")  # what is more than a task may say
+
+
 def test_what_a_task_prints_is_its_own_and_is_printed_too(capsys):
     worker = Worker()
     said, _ = worker.run(
