@@ -158,7 +158,8 @@ class Client:
                 )
             token = ""
         self.address, self.token = address, token
-        self._engine = Engine(address, token, patience, Screen() if output else None, direct)
+        screen = Screen(stderr=not getattr(self.cluster, "shows_stderr", False)) if output else None
+        self._engine = Engine(address, token, patience, screen, direct)
         self._connected = self._engine.start(self._timeout)
 
     # --- opening and closing
@@ -324,6 +325,7 @@ class Client:
             values = await self._engine.values(list(wanted.values()), timeout, name=partial(self._name, packer))
         finally:
             self._engine.release(wanted.values())
+            self._engine.finished(packer.base, len(packer.order))
         return plan.results(dict(zip(wanted, values, strict=True)))
 
     def _send(self, packer: Packer, plan: Plan, wanted: dict[int, int], options: Options | None) -> None:

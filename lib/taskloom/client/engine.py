@@ -419,6 +419,8 @@ class Engine:
         machine = self.machine
         changed = machine.handle(said)
         self._say(machine.to_send())
+        if self._screen is not None and self._screen.has_open:
+            self._screen.ended(changed)
         if self._given_up:
             changed = [counter for counter in changed if not self._is_late(counter)]
         if self.fetching.wanted:
@@ -469,6 +471,11 @@ class Engine:
             with self.lock:
                 self._given_up.update({counter: failed for counter in counters if counter in self.machine.wishes})
             self._notify(counters)
+
+    def finished(self, first: int, count: int) -> None:
+        """All that tasks of a graph have to say was said."""
+        if self._screen is not None and self._screen.has_open:
+            self.call(self._screen.ended, range(first, first + count))
 
     def unsubmit(self, first: int, end: int) -> None:
         """Tasks of which some were sent and the others are not to come: pins among them end."""

@@ -1,5 +1,7 @@
 """What tasks on the cluster print, log and warn, shown here.
 
+Where a cluster's processes belong to this program, what tasks write to ``sys.stderr`` is shown already: their supervisor does.
+
 Text appears in whole lines, so that lines of tasks that print at the same time do not mix; what a task has begun to write and not
 ended is shown when the task has ended, or when very much is waiting. Nothing here raises: a closed ``sys.stdout`` is no
 reason to lose results.
@@ -23,11 +25,21 @@ _LONGEST = 100_000  # characters of one
 
 
 class Screen:
-    """Shows what tasks say, in this process."""
+    """Shows what tasks say, in this process.
 
-    def __init__(self) -> None:
+    Args:
+        stderr: whether to show what they write to ``sys.stderr``.
+    """
+
+    def __init__(self, stderr: bool = True) -> None:
+        self._streams = ("stdout", "stderr") if stderr else ("stdout",)
         self._open: dict[tuple[int, str], str] = {}  # (counter, stream) -> what stands after the last end of a line
         self._registry: dict[Any, Any] = {}  # of warnings that were shown, as modules have one
+
+    @property
+    def has_open(self) -> bool:
+        """Whether a task has begun a line and not ended it."""
+        return bool(self._open)
 
     def show(self, heard: Heard) -> None:
         """Show it."""
@@ -38,7 +50,7 @@ class Screen:
                     self._log(counter, worker, text, *details)
                 elif kind == "warning":
                     self._warn(text, *details)
-                else:
+                elif kind in self._streams:
                     self._print(counter, kind, text)
             except Exception:  # whatever the user's streams, handlers and filters do
                 pass
