@@ -447,7 +447,7 @@ class WorkerMachine:
                 if d in data:
                     continue
                 task.missing += 1
-                if not (self._chains and d in tasks and tasks[d].running):
+                if not (self._chains and d in tasks and self._is_handed(d)):
                     task.unhanded += 1
                 self.waiters.setdefault(d, []).append(tid)
                 source = message.sources.get(d)
@@ -487,7 +487,8 @@ class WorkerMachine:
                 if task.running:
                     self.stopping.add(task.key)
                     self._actions.append(Stop(*task.key))
-                    self._not_handed(tid)
+                    if self._is_handed(tid):
+                        self._not_handed(tid)
                 self._remove(task)
             elif tid in self.data:
                 self._forget([tid])
@@ -556,7 +557,7 @@ class WorkerMachine:
             if tasks.get(tid) is not task or task.running or task.unhanded:
                 continue
             if task.missing:
-                if not all(d in data or (d in tasks and tasks[d].running) for d in task.deps):
+                if not all(d in data or (d in tasks and self._is_handed(d)) for d in task.deps):
                     continue
             elif task.deps and any(d not in data for d in task.deps):
                 # dropped meanwhile: the scheduler is asking for the task back
@@ -620,7 +621,7 @@ class WorkerMachine:
             report.seconds.append(seconds)  # type: ignore[attr-defined]
             report.results.append(result)  # type: ignore[attr-defined]
             if tid in self.waiters or tid in self.askers or self.copying:
-                self._arrived(tid, True)
+                self._arrived(tid, key == (task.grant, tid))
         return tid
 
     def _ended(self, event: Ended) -> None:
@@ -642,7 +643,8 @@ class WorkerMachine:
         task = self._stopped(event.grant, event.tid)
         if task is None:
             return
-        self._not_handed(task.tid)
+        if task.key == (task.grant, task.tid):
+            self._not_handed(task.tid)
         if task.tid < 0:
             self._failures[task.tid] = event.error
             return
@@ -663,8 +665,9 @@ class WorkerMachine:
             del self.tasks[task.tid]
             return
         # It waits again; the scheduler, which hears of the failure, will take it from here, or has wanted it back already.
+        if self._is_handed(task.tid):
+            self._not_handed(task.tid)
         task.running = False
-        self._not_handed(task.tid)
         if kept:
             self._remove(task)
             self._actions.append(Say(None, GaveBack([task.tid], [task.grant], [], [])))
@@ -674,8 +677,9 @@ class WorkerMachine:
             heappush(self._ready, (task.priority, task.tid, task.grant, task))
 
     def _is_handed(self, tid: int) -> bool:
+        """Whether a task was handed over, by this name: one that was before the scheduler died has another one there."""
         task = self.tasks.get(tid)
-        return self._chains and task is not None and task.running
+        return self._chains and task is not None and task.running and task.key == (task.grant, tid)
 
     def _not_handed(self, tid: int) -> None:
         """A task that was handed over has not made its value: those that wait for it wait for somebody to make it."""

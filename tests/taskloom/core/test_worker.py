@@ -466,3 +466,17 @@ def test_what_is_adopted_goes_to_who_waits_for_it():
 
 def test_it_leaves_when_it_is_told():
     assert Worker().hear(Retired()) == [Leave()]
+
+
+def test_what_needs_one_that_runs_since_before_the_schedulers_death_is_not_handed_over_with_it():
+    """Its thread calls it by another name: it would be taken for missing, again and again."""
+    worker = Worker(threads=2, ahead=1.0)
+    worker.run(7, (3, ()))
+    worker.machine.disconnected()
+    worker.machine.connected(11)
+    worker.hear(Adopted({}, {-1: (103, 70)}))
+    assert worker.run(71, (104, [103])) == []
+    said = worker.end(7, 3, size=9)
+    assert [type(action) for action in said] == [Keep, Start, Say]
+    assert said[0] == Keep(7, 3, 103)
+    assert worker.end(71, 104)[0] == Keep(71, 104, 104)
