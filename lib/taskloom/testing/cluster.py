@@ -418,6 +418,8 @@ class SimulatedCluster:
 
     def _cancels(self) -> None:
         for client, some in filter(None, [self._wishes()]):
+            if client.machine.next_counter and self.draw.random() < 0.5:  # it may be one that is not needed just now
+                some.append(self.draw.randrange(client.machine.next_counter))
             self.note(f"client {client.number} cancels {some}")
             client.cancelled.update(some)
             client.say(client.machine.cancel(some))

@@ -98,6 +98,7 @@ class SimulatedWorker:
         self.threads = threads
         self.resources = resources
         self.speed = cluster.draw.choice((1.0, 1.0, 1.0, 0.3, 5.0))
+        self.limit = cluster.draw.choice((0, 0, 10**5, 10**6, 5 * 10**6))  # of its memory: values take up to 10**6
         self.slow = 1.0  # for some time, so many times slower
         self.alive = True
         self.machine = WorkerMachine(threads, resources, cluster.draw.choice((0.0, 0.0, 0.002, 0.05)))
@@ -125,7 +126,7 @@ class SimulatedWorker:
             return
         before = self.number if cluster.draw.random() < 0.7 else -1  # one that does not say so has to do as well
         self.joined = scheduler
-        number = scheduler.machine.worker_came(self.name, self.threads, 0, self.resources, before)
+        number = scheduler.machine.worker_came(self.name, self.threads, self.limit, self.resources, before)
         cluster.workers.pop(self.number, None)
         cluster.workers[number] = self
         self.functions.clear()

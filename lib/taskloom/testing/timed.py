@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
 from heapq import heappop, heappush
+from itertools import islice
 from typing import Any, NamedTuple
 
 from taskloom.core.client import PENDING, ClientMachine
@@ -149,9 +150,16 @@ class TimedWorker:
             self.handle([Got(number, serial, tids, sizes)])
 
     def _next(self) -> None:
-        while self.queue and len(self.executing) < self.threads and self.alive:
-            action = self.queue.popleft()
+        at = 0
+        while at < len(self.queue) and len(self.executing) < self.threads and self.alive:
+            action = self.queue[at]
             key = action.grant, action.tid
+            if key not in self.stopped and any(d not in self.values for d in action.deps):
+                coming = {tid for _, tid in self.executing} | {other.tid for other in islice(self.queue, at)}
+                if any(d in coming for d in action.deps):
+                    at += 1  # it was handed over together with what makes its input
+                    continue
+            del self.queue[at]
             if key in self.stopped:
                 self.stopped.discard(key)
                 self.handle([Raised(*key, "stopped")])

@@ -751,6 +751,8 @@ class Scheduler:
             self.placing.unblock(worker)
         if worker.coming:
             worker.expect_no_more(slot)
+            if slot in self.placing.over:
+                self.placing.over_no_more(slot)
         tasks.grant[slot] = 0
         tasks.place[slot] = -1
         self.placing.touched[worker.number] = None
@@ -785,7 +787,9 @@ class Scheduler:
         self._tidy(worker)
 
     def _tidy(self, worker: Worker) -> None:
-        """Let go of what a worker held once, now and then."""
+        """A worker holds less: let go of what it held once, now and then."""
+        if worker.heavy or self.placing.heavy:
+            self.placing.touched[worker.number] = None
         if len(worker.held) > 2 * worker.holds + 1000:
             worker.held = [s for s in dict.fromkeys(worker.held) if self._has(worker, s)]
 
@@ -841,7 +845,13 @@ class Scheduler:
         """
         tasks = self.tasks
         grants, grant, size, number = tasks.grant, message.grant, len(tasks.state), worker.number
-        state, owner, deps, dependents, functions = tasks.state, tasks.owner, tasks.deps, tasks.dependents, tasks.function
+        state, owner, deps, dependents, functions = (
+            tasks.state,
+            tasks.owner,
+            tasks.deps,
+            tasks.dependents,
+            tasks.function,
+        )
         wanted, undone, uses, nbytes_of, copies = tasks.wanted, tasks.undone, tasks.uses, tasks.nbytes, tasks.copies
         sent, hold, tell = worker.sent, worker.held.append, self.out.done
         special = bool(worker.taking or worker.begun or worker.coming or tasks.tries)
@@ -1241,6 +1251,8 @@ class Scheduler:
         worker.copying.clear()
         worker.moved.clear()
         self.placing.came(worker)
+        if worker.announced:
+            self.spreading.came(worker)  # it was passed over
         return True
 
     def is_retired(self, number: int) -> bool:

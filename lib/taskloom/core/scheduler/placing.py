@@ -17,6 +17,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush, heapreplace
+from itertools import islice
 
 from taskloom.core.messages import Functions, Run
 from taskloom.core.scheduler.outbox import Outbox
@@ -30,6 +31,8 @@ BANDWIDTH = 500e6  # bytes a second between two workers, for weighing
 AT_ONCE = 8  # workers with nothing to do that are looked after in one go
 END = 1 << 200  # behind every priority
 DATA_END = -(DATA >> 1) << 32  # behind that of all data, in a queue
+LARGE = 64 * 1024  # bytes of a value that counts when it is asked whether there is room for it
+SHARE = 0.5  # of a worker's memory for values: from 0.6 on it moves some to disk
 AGAIN = 0.1  # seconds until a worker that could not reach another one is told to again, at first
 LONGEST = 10.0  # and at last
 LATENCY = 0.002  # seconds that any transfer costs, for weighing
@@ -52,6 +55,8 @@ class Placing:
         touched: workers whose share has changed.
         idle: workers that could not be given as much as they could take.
         surprised: workers at which a task took much longer than was thought.
+        heavy: as ``late``, of those that are held back: there was no room for what they make where they could have gone.
+        over: slots of tasks that were sent though there was no room.
         everywhere: slots of values that are on all workers or on their way there, see :mod:`taskloom.core.scheduler.spreading`;
             ``broad``: there were such tasks.
     """
@@ -74,6 +79,8 @@ class Placing:
         self.touched: dict[int, None] = {}
         self.idle: dict[int, None] = {}
         self.surprised: dict[int, None] = {}
+        self.heavy: list[int] = []
+        self.over: dict[int, None] = {}
         self.everywhere: dict[int, Spread] = {}
         self.broad = False
 
@@ -187,9 +194,10 @@ class Placing:
 
     def emptied(self, worker: Worker) -> None:
         """A worker is not to be used any more: its queue goes to others."""
-        queue = worker.queue + worker.blocked
+        queue = worker.queue + worker.blocked + worker.heavy
         worker.queue = []
         worker.blocked = []
+        worker.heavy = []
         self.touched.pop(worker.number, None)
         self.idle.pop(worker.number, None)
         for entry in queue:
@@ -278,7 +286,7 @@ class Placing:
         """Give the workers that can take more what there is; have work given back where one has nothing."""
         while True:
             todo = list(self.touched)
-            if self.open or self.late:
+            if self.open or self.late or self.heavy:
                 todo += [number for number in self.idle if number not in self.touched]
             self.touched.clear()
             # the one with the least first
@@ -308,7 +316,7 @@ class Placing:
         count = len(worker.sent)
         if worker.paused:
             # its memory is full: one task at a time, and only where nobody else could do it
-            return not count and (bool(worker.queue) or self._all_paused())
+            return not count and (bool(worker.queue or worker.heavy) or self._all_paused())
         if count < 2 * worker.threads or (worker.load < HORIZON * 0.75 * worker.threads and count < MOST * 3 // 4):
             return True
         return bool(worker.coming) and self._has_data(worker)
@@ -332,19 +340,29 @@ class Placing:
         fair = max(1, self.todo // (2 * len(self.workers)))
         own = worker.paused and not self._all_paused()
         apart = bool(self.apart)
+        if self.heavy or worker.heavy:
+            self._let_in(worker)
         chosen: list[int] = []
         while count < most and (room > 0 or count < least or (worker.coming and self._has_data(worker))):
             slot = self._next(worker, own)
-            if slot < 0:
-                break
+            exceeds = slot < 0
+            if exceeds:
+                slot = self._exceeding(worker, own) if count < threads and (self.heavy or worker.heavy) else -1
+                if slot < 0:
+                    break
             if apart:
                 if not self._reaches(worker, slot):
                     self._elsewhere(slot)
                     continue
                 self.parked.pop(slot, None)
             function = functions[slot]
-            cost = 0.0 if function is None else function.seconds
+            assert function is not None
+            cost = function.seconds
             block = tasks.owner[slot]
+            large = not block.data and function.nbytes > LARGE
+            if large and not exceeds and self._is_too_much(worker, slot, function.nbytes):
+                self._hold_back(worker, slot)
+                continue
             if block.data:
                 worker.expect(slot, tasks.nbytes[slot])
             elif (
@@ -356,6 +374,10 @@ class Placing:
                 # the end is near: leave something for the others, of what they could begin
                 self._queue(worker, slot)
                 break
+            elif large:
+                worker.expect(slot, function.nbytes)
+                if exceeds:
+                    self.over[slot] = None
             for name, amount in block.resources:
                 worker.free[name] -= amount
             chosen.append(slot)
@@ -535,6 +557,97 @@ class Placing:
         self.placed(slot)
         return self.grant
 
+    # --- holding back
+
+    def _is_too_much(self, worker: Worker, slot: int, nbytes: float) -> bool:
+        """Whether a worker has no room for what a task makes, and it does not free as much as that."""
+        if not worker.limit or worker.nbytes + worker.due + nbytes <= SHARE * worker.limit:
+            return False
+        tasks, number = self.tasks, worker.number
+        for d in tasks.deps[slot]:
+            here = tasks.place[d] == number or tasks.copies.get(d, {}).get(number)
+            if here and tasks.uses[d] == 1:
+                nbytes -= self._bytes(d)
+        return nbytes > 0
+
+    def _hold_back(self, worker: Worker, slot: int) -> None:
+        """A task waits until there is room for what it makes: at this worker if it is for this one, else anywhere."""
+        tasks = self.tasks
+        entry = tasks.priority(slot) << 32 | slot
+        # where some cannot reach each other it may have been sent here for that: handed on, it would go round
+        if tasks.owner[slot].bound or self.apart or self._where(slot) is worker:
+            tasks.place[slot] = worker.number
+            heappush(worker.heavy, entry)
+        else:
+            heappush(self.heavy, entry)
+
+    def _let_in(self, worker: Worker) -> None:
+        """Of what is held back, that for which a worker has room by now is to be found like all else."""
+        room = SHARE * worker.limit - worker.nbytes - worker.due if worker.limit else float("inf")
+        for heap, into in ((worker.heavy, worker.queue), (self.heavy, self.late)):
+            count = 0
+            while heap and room > 0 and count < MOST:
+                entry = heap[0]
+                if self._is_held(worker, entry):
+                    room -= self._bytes(entry & SLOT)
+                    if room < 0:
+                        break
+                    heappush(into, entry)
+                    count += 1
+                heappop(heap)
+
+    def _is_held(self, worker: Worker, entry: int) -> bool:
+        """Whether an entry of one of the two heaps of what is held back still says what is true."""
+        slot, tasks = entry & SLOT, self.tasks
+        return (
+            slot < len(tasks.state)
+            and tasks.state[slot] == READY
+            and (tasks.place[slot] < 0 or tasks.place[slot] == worker.number)
+            and tasks.priority(slot) == entry >> 32
+        )
+
+    def _exceeding(self, worker: Worker, own: bool) -> int:
+        """The first task of those that are held back, for a worker with a thread at rest; -1: it is better to wait.
+
+        One such task at a time goes on in any case, the first of its worker: else all could wait for each other. More do
+        where no task under way elsewhere is about to free what is here: then nothing but to go on makes room.
+        """
+        if self.over and self._is_about_to_be_freed(worker):
+            return -1
+        while worker.heavy or (self.heavy and not own):
+            mine = worker.heavy[0] if worker.heavy else END
+            heap = worker.heavy if own or not self.heavy or mine < self.heavy[0] else self.heavy
+            entry = heappop(heap)
+            if not self._is_held(worker, entry):
+                continue
+            slot = entry & SLOT
+            if not self._fits(worker, slot):
+                worker.blocked.append(entry)
+                continue
+            self.left_queue(slot)
+            return slot
+        return -1
+
+    def over_no_more(self, slot: int) -> None:
+        """A task for which there was no room is not under way any more: others may go on that waited for this."""
+        del self.over[slot]
+        for number in self.idle:
+            if self.workers[number].heavy:
+                self.touched[number] = None
+
+    def _is_about_to_be_freed(self, worker: Worker) -> bool:
+        """Whether tasks under way at other workers are the last that need large values of this one."""
+        tasks = self.tasks
+        for slot in islice(reversed(worker.held), 64):
+            if slot >= len(tasks.state) or tasks.state[slot] != DONE or tasks.place[slot] != worker.number:
+                continue
+            if tasks.nbytes[slot] <= LARGE or tasks.uses[slot] != 1:
+                continue
+            for f in islice(tasks.followers(slot), 16):
+                if tasks.state[f] == SENT and tasks.place[f] != worker.number:
+                    return True
+        return False
+
     # --- taking back
 
     def replan(self) -> None:
@@ -586,8 +699,8 @@ class Placing:
         busy: Worker | None = None
         most = 0
         for worker in self.workers.values():
-            if worker.queue or worker.blocked:
-                count = len(worker.queue) + len(worker.blocked)
+            if worker.queue or worker.blocked or worker.heavy:
+                count = len(worker.queue) + len(worker.blocked) + len(worker.heavy)
                 if count > most:
                     queued, most = worker, count
             if (
@@ -626,11 +739,13 @@ class Placing:
         """Give a worker that has nothing READY tasks that wait for another one."""
         tasks = self.tasks
         moved = False
-        for entry in [*busy.queue[:64], *busy.blocked[:64]]:
+        for entry in [*busy.queue[:64], *busy.blocked[:64], *busy.heavy[:64]]:
             slot = entry & SLOT
             if not self._is_queued(busy, entry) or tasks.undone[slot] or not self.may_run(idle, tasks.owner[slot]):
                 continue
             if not self._fits(idle, slot) or not self._is_worth_moving(slot, busy, idle):
+                continue
+            if busy.heavy and self._is_too_much(idle, slot, self._bytes(slot)):
                 continue
             if self.apart and not self._reaches(idle, slot):
                 continue

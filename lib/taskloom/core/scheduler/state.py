@@ -283,9 +283,9 @@ class Worker:
         sent: slots that it was sent and has not reported.
         held: slots whose values it has, or once had; ``holds`` of them are true.
         nbytes: what these values take.
-        coming: slot -> bytes, of data that it was sent or is to be sent; ``due``: all of them.
+        coming: slot -> bytes, of data that it was sent or is to be sent, and of large values that it makes; ``due``: all of them.
         queue: heap of (priority << 32 | slot): READY tasks that will go to it; ``waiting_load``: their seconds;
-            ``blocked``: those of them that wait for its resources.
+            ``blocked``: those of them that wait for its resources; ``heavy``: those that wait for room in its memory.
         idle_since: when it last had something to do, if it has nothing now; at first, when it came.
         taking: slots that it has been asked to give back; ``begun``: those of them that it had begun.
         functions: numbers of the functions that it has.
@@ -303,6 +303,7 @@ class Worker:
         "due",
         "free",
         "functions",
+        "heavy",
         "held",
         "holds",
         "idle_since",
@@ -340,6 +341,7 @@ class Worker:
         self.due = 0.0
         self.queue: list[int] = []
         self.blocked: list[int] = []
+        self.heavy: list[int] = []
         self.waiting_load = 0.0
         self.taking: set[int] = set()
         self.begun: set[int] = set()
