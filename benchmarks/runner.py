@@ -20,7 +20,7 @@ import psutil
 
 from benchmarks.systems import SYSTEMS
 
-__all__ = ["Cell", "Child", "ChildError", "environment", "run_workload"]
+__all__ = ["Cell", "Child", "ChildError", "descendants_of", "environment", "run_workload"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,6 +36,14 @@ def environment() -> dict[str, str]:
     """The environment of every process that is measured."""
     path = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path))}
+
+
+def descendants_of(pid: int) -> list[psutil.Process]:
+    """All processes that a process has started, and so on, as far as they have not been left behind."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
 
 
 class ChildError(Exception):
@@ -107,11 +115,7 @@ class Child:
 
     def kill(self) -> None:
         """End it and everything that it started, also what has left its group."""
-        descendants = []
-        try:
-            descendants = psutil.Process(self.process.pid).children(recursive=True)
-        except psutil.Error:
-            pass
+        descendants = descendants_of(self.process.pid)
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
