@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from taskloom.core.messages import Announce, Fetched, Retired, Status
+from taskloom.core.messages import Announce, Copy, Fetched, Retired, Status
 from taskloom.core.scheduler import views
 from taskloom.core.scheduler.views import Retirement, Spare, Unmet, WorkerView
 
@@ -298,6 +298,20 @@ def test_a_worker_that_is_to_stay_after_all_works_again():
     play.hear()
     play.gave_back(a, 1, 2)
     assert views.retirement(scheduler, scheduler.workers[a]).state == "moving"  # the copy is confirmed first
+
+
+def test_a_worker_that_is_to_stay_after_all_gets_what_is_to_be_everywhere():
+    play = Play("a", "b")
+    a, b = play.workers
+    for number in play.workers:
+        play.from_worker(number, Announce([], []))
+    play.submit((), workers=("a",))  # it runs, so that it is not told at once that it may go
+    play.scheduler.retire(a)
+    play.hear()
+    play.submit((), everywhere=True)
+    assert only(play.report(b, 1), Copy) == []
+    assert play.scheduler.unretire(a)
+    assert [number for number, _ in only(play.hear(), Copy)] == [a]
 
 
 # --- workers and tasks
