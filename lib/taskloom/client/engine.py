@@ -440,11 +440,11 @@ class Engine:
 
     def _notify(self, counters: Iterable[int]) -> None:
         """Tell those who wait for tasks that have ended."""
-        watchers, wishes = self._watchers, self.machine.wishes
+        watchers = self._watchers
         found = []
         with self.lock:
             for counter in counters:
-                if counter in watchers and (counter in self._given_up or wishes[counter].state != PENDING):
+                if counter in watchers and self.wish(counter).state != PENDING:
                     found.append((counter, watchers.pop(counter)))
         for counter, several in found:
             for watcher in several:
@@ -500,7 +500,7 @@ class Engine:
             counter = self._keys.get(key)
             if counter is None:
                 return None
-            if counter in self._given_up:
+            if self._is_given_up(counter):
                 del self._keys[key], self._key_of[counter]
                 return None
             self._refs[counter] = self._refs.get(counter, 0) + 1
@@ -516,13 +516,16 @@ class Engine:
         with self.lock:
             for n, key in enumerate(keys):
                 counter = self._keys.get(key)
-                if counter is not None and counter not in self._given_up:
+                if counter is not None and not self._is_given_up(counter):
                     self._refs[counter] = self._refs.get(counter, 0) + 1
                 else:
                     new.append(n)
                     counter = -1
                 counters.append(counter)
         return counters, new
+
+    def _is_given_up(self, counter: int) -> bool:
+        return counter in self._given_up and self._given_up[counter].state == FAILED
 
     def register(self, key: Any, counter: int) -> None:
         """From now on this key means that task."""
@@ -552,6 +555,7 @@ class Engine:
                     else:
                         gone.append(counter)
                         self._given_up.pop(counter, None)
+                        self._once_more.discard(counter)
                         key = self._key_of.pop(counter, None)
                         if key is not None and self._keys.get(key) == counter:
                             del self._keys[key]
@@ -578,6 +582,7 @@ class Engine:
     def _gave_up(self, counters: list[int]) -> None:
         # what was released meanwhile is forgotten already
         here = [counter for counter in counters if counter in self.machine.wishes]
+        self._once_more.difference_update(here)
         with self.lock:
             for counter in set(counters) - set(here):
                 self._given_up.pop(counter, None)
@@ -609,8 +614,11 @@ class Engine:
         with self.lock:
             for counter in counters:
                 if counter in self._given_up:
-                    if self.machine.wishes[counter].state == PENDING:  # the word of its end is still under way
+                    if (
+                        self.machine.wishes.get(counter, _WAITING).state == PENDING
+                    ):  # the word of its end is still under way
                         self._once_more.add(counter)
+                        self._given_up[counter] = _WAITING
                         continue
                     del self._given_up[counter]
                 known.append(counter)
