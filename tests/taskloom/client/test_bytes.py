@@ -36,10 +36,11 @@ class Counter:
         while True:
             try:
                 near, _ = self._listener.accept()
-            except OSError:
+                self._sockets.append(near)
+                far = socket.create_connection(("127.0.0.1", self.port))
+                self._sockets.append(far)
+            except OSError:  # closed, or nobody is there any more
                 return
-            far = socket.create_connection(("127.0.0.1", self.port))
-            self._sockets += [near, far]
             self._run(self._carry, near, far)
             self._run(self._carry, far, near)
 
