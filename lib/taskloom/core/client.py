@@ -195,7 +195,7 @@ class ClientMachine:
                 wish = self.wishes.get(block.first + k)
                 if wish is not None:
                     flags[k] |= KEEP if wish.state == FAILED else WISH
-                if block.first + k in later and flags[k] != KEEP:
+                if block.first + k in (later if flags[k] != KEEP else self._pinned):
                     flags[k] |= PIN
             blocks.append(block._replace(wanted=bytes(flags), unpin=(0, 0)))
             for needed in block.deps:
@@ -268,4 +268,4 @@ class ClientMachine:
         pin = PIN if counter in self._pinned else 0
         if wish is None:
             return pin
-        return KEEP if wish.state == FAILED else WISH | pin
+        return (KEEP if wish.state == FAILED else WISH) | pin

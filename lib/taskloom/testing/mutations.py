@@ -82,6 +82,10 @@ def _empty(right: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, *args: []
 
 
+def _nowhere(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, *args: -1
+
+
 def _always(right: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: True
 
@@ -299,6 +303,7 @@ MUTATIONS = (
     Mutation("who could not fetch what is to be everywhere is left alone", Spreading, "missing", _nothing),
     Mutation("whoever fetched it from one that lost it is left alone", Spreading, "lost", _nothing),
     Mutation("who comes late does not get what is everywhere", Spreading, "came", _nothing),
+    Mutation("nobody goes over what there is room for", Placing, "_exceeding", _nowhere),
     Mutation("slots are not given back", Scheduler, "_sweep", _nothing),
 )
 

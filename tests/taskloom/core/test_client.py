@@ -237,3 +237,11 @@ def test_who_connects_anew_sends_all_and_answers_nothing_else():
     client.handle([Resend([0])])
     assert [type(message) for message in client.connected()] == [Back, Functions, Submit, Submit]
     assert client.to_send() == []
+
+
+def test_what_has_failed_and_is_needed_by_what_is_still_to_come_is_kept_and_pinned():
+    """Else it would be forgotten with the wish, and the graph's next block would need what nobody knows."""
+    client = machine()
+    submit(client, (), (), wanted=bytes([WISH | PIN, WISH]))
+    client.handle([Erred([0, 1], [0, 1], ["error"] * 2)])
+    assert client.connected()[2] == block(0, (), (), wanted=[KEEP | PIN, KEEP])

@@ -25,6 +25,7 @@ from taskloom.core.messages import (
     Release,
     Report,
     Retired,
+    Retry,
     Run,
     Status,
     Submit,
@@ -675,6 +676,31 @@ def test_what_has_failed_is_kept_and_not_computed():
 def test_what_is_kept_is_forgotten_when_it_is_released():
     play = Play("a")
     play.submit((), wanted=bytes([KEEP]))
+    play.release(0)
+    assert play.scheduler.tasks.live == 0
+
+
+def test_what_is_kept_and_pinned_is_not_computed_before_the_wish_ends():
+    play = Play("a")
+    play.submit((), wanted=bytes([KEEP | PIN]))
+    assert play.state(0) == "idle"
+    assert runs(play.release(0)) == {play.workers[0]: [0]}  # what comes next needs it
+    play.submit((0,), unpin=(0, 2))
+    assert play.state(1) == "sent"
+    play.release(1)
+    assert play.scheduler.tasks.live == 0
+
+
+def test_what_is_kept_and_pinned_can_be_wanted_again_and_the_pin_ends():
+    for again in (Want([0]), Retry([0])):
+        play = Play("a")
+        play.submit((), wanted=bytes([KEEP | PIN]))
+        assert runs(play.from_client(again)) == {play.workers[0]: [0]}
+        assert play.scheduler.tasks.wanted[play.slot(0)] == WISH | PIN
+    play = Play("a")
+    play.submit((), wanted=bytes([KEEP | PIN]))
+    play.from_client(Submit(1, [], [], [], b"", Options(), (0, 1)))
+    assert play.state(0) == "idle"
     play.release(0)
     assert play.scheduler.tasks.live == 0
 

@@ -136,6 +136,22 @@ def test_who_fetched_it_from_the_dead_is_told_again():
     assert play.holders == {one, two}
 
 
+def test_who_has_it_from_a_task_by_now_keeps_it():
+    """The order to fetch it is still open; a Drop would take what is the only one left."""
+    play = Broadcast(2)
+    (other,) = play.copied
+    tid = play.tid(0)
+    play.submit((0,), workers=("w0",) if other == play.workers[0] else ("w1",))
+    play.report(other, 1)
+    said = play.left(play.maker)
+    assert [type(message) for number, message in said if number == other] == [Copy]
+    assert only(said, Drop) == []
+    assert play.place(0) == other
+    assert play.note(said) == {other: other}
+    play.fetched(other)
+    assert play.tid(0) == tid
+
+
 def test_where_the_only_one_is_dead_it_is_made_again():
     play = Broadcast(3)
     tid = play.tid(0)

@@ -110,7 +110,7 @@ def validate(scheduler: Scheduler) -> None:
             require(slot in tasks.followers(d), slot, f"needs {d}, which does not know")
         for f in followers:
             require(slot in tasks.deps[f], slot, f"has the dependent {f}, which does not need it")
-        uses = bool(tasks.wanted[slot] & ~KEEP) + sum(tasks.state[f] in _ACTIVE for f in followers)
+        uses = (0 < tasks.wanted[slot] < KEEP) + sum(tasks.state[f] in _ACTIVE for f in followers)
         require(tasks.uses[slot] == uses, slot, f"is counted {tasks.uses[slot]} times as needed, and is {uses} times")
         require(
             not (tasks.wanted[slot] and block.client.number not in scheduler.clients), slot, "is wanted by nobody there"

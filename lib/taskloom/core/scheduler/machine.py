@@ -65,7 +65,8 @@ from taskloom.core.scheduler.stories import Stories
 __all__ = ["CLIENT", "TRANSITIONS", "WORKER", "Scheduler"]
 
 CLIENT, WORKER = "client", "worker"
-NEEDED = WISH | PIN  # what a client may say of a task that makes it needed
+# whether what a client says of a task makes it needed: a wish or a pin does, unless it has failed and is only kept
+_NEEDS = bytes([bool(flags & (WISH | PIN)) and not flags & KEEP for flags in range(256)])
 _ACTIVE = frozenset((WAITING, READY, SENT))
 
 # (from, to) -> the method that does it, and when. What is not here does not happen: see checks.CheckedScheduler.
@@ -382,7 +383,7 @@ class Scheduler:
         outside: list[int] = []
         todo = runnable = 0
         for slot in range(end - 1, base - 1, -1):
-            if wanted[slot] & NEEDED:
+            if _NEEDS[wanted[slot]]:
                 uses[slot] += 1
             if not uses[slot]:
                 continue
@@ -493,11 +494,11 @@ class Scheduler:
         """A client wants a value from now on, or not any more."""
         tasks = self.tasks
         old, tasks.wanted[slot] = tasks.wanted[slot], wanted
-        if bool(old & NEEDED) == bool(wanted & NEEDED):
+        if _NEEDS[old] == _NEEDS[wanted]:
             if not wanted:
                 self._forget(slot)
             return
-        if wanted & NEEDED:
+        if _NEEDS[wanted]:
             tasks.uses[slot] += 1
             if tasks.state[slot] == IDLE:
                 self._wake(slot)
@@ -579,7 +580,7 @@ class Scheduler:
             if slot < 0:
                 self.out.erred(client.number, counter, counter, Lost("unknown", "the scheduler has forgotten it"))
                 continue
-            self._set_wanted(slot, tasks.wanted[slot] | WISH)
+            self._set_wanted(slot, tasks.wanted[slot] & PIN | WISH)
             if tasks.state[slot] == DONE:
                 self._tell_done(slot)
             elif tasks.state[slot] == ERRED:
@@ -610,7 +611,7 @@ class Scheduler:
             elif tasks.state[slot] == DONE:
                 self._tell_done(slot)
             else:
-                self._set_wanted(slot, tasks.wanted[slot] | WISH)
+                self._set_wanted(slot, tasks.wanted[slot] & PIN | WISH)
                 if tasks.state[slot] == ERRED:
                     stack.append(slot)
                     asked.append(slot)

@@ -56,7 +56,7 @@ class Placing:
         idle: workers that could not be given as much as they could take.
         surprised: workers at which a task took much longer than was thought.
         heavy: as ``late``, of those that are held back: there was no room for what they make where they could have gone.
-        over: slots of tasks that were sent though there was no room.
+        over: slots of tasks that were sent though there was no room; ``holding``: some are held back, or were of late.
         everywhere: slots of values that are on all workers or on their way there, see :mod:`taskloom.core.scheduler.spreading`;
             ``broad``: there were such tasks.
     """
@@ -81,6 +81,7 @@ class Placing:
         self.surprised: dict[int, None] = {}
         self.heavy: list[int] = []
         self.over: dict[int, None] = {}
+        self.holding = False
         self.everywhere: dict[int, Spread] = {}
         self.broad = False
 
@@ -284,6 +285,7 @@ class Placing:
 
     def fill(self) -> None:
         """Give the workers that can take more what there is; have work given back where one has nothing."""
+        exceed = False
         while True:
             todo = list(self.touched)
             if self.open or self.late or self.heavy:
@@ -298,7 +300,7 @@ class Placing:
                 if not self.is_hungry(worker):
                     self.idle.pop(worker.number, None)
                     continue
-                slots = self.choose(worker)
+                slots = self.choose(worker, exceed)
                 if slots:
                     self.send(worker, slots)
                     sent = True
@@ -307,7 +309,13 @@ class Placing:
                 else:
                     self.idle.pop(worker.number, None)
             if not sent and not self.touched:
-                return
+                if exceed or not self.holding:
+                    return
+                # all that have room have had their chance; those that have none, and a thread at rest, may go on
+                exceed = True
+                self.touched.update(dict.fromkeys(n for n in self.idle if self.heavy or self.workers[n].heavy))
+                if not self.touched:
+                    self.holding = bool(self.heavy) or any(worker.heavy for worker in self.workers.values())
 
     def is_hungry(self, worker: Worker) -> bool:
         """Whether a worker should be given tasks now."""
@@ -329,8 +337,8 @@ class Placing:
     def _all_paused(self) -> bool:
         return all(worker.paused or worker.retiring for worker in self.workers.values())
 
-    def choose(self, worker: Worker) -> list[int]:
-        """The next tasks for a worker; they count as SENT."""
+    def choose(self, worker: Worker, exceed: bool = False) -> list[int]:
+        """The next tasks for a worker; they count as SENT. ``exceed``: also those that are held back, see :meth:`_exceeding`."""
         tasks = self.tasks
         state, place, functions = tasks.state, tasks.place, tasks.function
         threads = worker.threads
@@ -347,7 +355,7 @@ class Placing:
             slot = self._next(worker, own)
             exceeds = slot < 0
             if exceeds:
-                slot = self._exceeding(worker, own) if count < threads and (self.heavy or worker.heavy) else -1
+                slot = self._exceeding(worker, own) if exceed and count < threads else -1
                 if slot < 0:
                     break
             if apart:
@@ -372,7 +380,10 @@ class Placing:
                 and cost * len(chosen) > HORIZON / 100
             ):
                 # the end is near: leave something for the others, of what they could begin
-                self._queue(worker, slot)
+                if tasks.deps[slot] or block.bound:
+                    self._queue(worker, slot)
+                else:
+                    heappush(self.late, tasks.priority(slot) << 32 | slot)
                 break
             elif large:
                 worker.expect(slot, function.nbytes)
@@ -574,6 +585,7 @@ class Placing:
         """A task waits until there is room for what it makes: at this worker if it is for this one, else anywhere."""
         tasks = self.tasks
         entry = tasks.priority(slot) << 32 | slot
+        self.holding = True
         # where some cannot reach each other it may have been sent here for that: handed on, it would go round
         if tasks.owner[slot].bound or self.apart or self._where(slot) is worker:
             tasks.place[slot] = worker.number
@@ -719,10 +731,10 @@ class Placing:
         # of those that it has once said it had begun there is no use in asking again
         begun = busy.begun
         may = [slot for slot in busy.sent if slot not in begun] if begun else list(busy.sent)
-        spare = may[max(0, busy.threads - len(begun)) :]
+        spare = [slot for slot in may[max(0, busy.threads - len(begun)) :] if not undone[slot]]
         checked: Block | None = None  # that it may run
         for slot in spare[len(spare) // 2 :]:
-            if undone[slot] or (owner[slot] is not checked and not self.may_run(idle, owner[slot])):
+            if owner[slot] is not checked and not self.may_run(idle, owner[slot]):
                 continue
             checked = owner[slot]
             if not deps[slot] or self._is_worth_moving(slot, busy, idle):

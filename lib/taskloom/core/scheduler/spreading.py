@@ -97,6 +97,10 @@ class Spreading:
         tid = self.tasks.tid(slot)
         copies = self.tasks.copies.get(slot, {})
         for asker in list(spread.asked):
+            if self.tasks.place[slot] == asker or copies.get(asker):  # it has run a task with it meanwhile
+                self._ends(spread, asker)
+                self._gives(spread, asker)
+                continue
             self.out.tids(asker, Drop, tid)
             if copies.get(asker) is False:
                 del copies[asker]
