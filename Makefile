@@ -12,7 +12,7 @@ START ?= 0
 PROFILE ?= quick
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate lint bench docs clean check-python
+.PHONY: help demo test simulate lint bench docs clean check-python peers
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,7 +37,7 @@ lint: $(VENV)/.lint ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.bench ## timings beside dask, joblib and others; writes docs/benchmarks.md
+bench: $(VENV)/.bench peers ## timings beside dask, distributed, ray and others; writes docs/benchmarks.md
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(VENV)/.test ## run every example in README.md, docs/, examples/ and the docstrings
@@ -84,6 +84,21 @@ $(VENV)/.%: pyproject.toml constraints.txt $(VENV)/.made | check-python
 	@$(BEGIN); \
 	if $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'; \
 	then touch $@; $(END); else $(END); exit 1; fi
+
+# What the cluster is compared with, where the package index has it. What could not be installed is tried again next time;
+# .no-NAME has what pip said, for the tables.
+PEERS := distributed ray
+peers: $(PEERS:%=$(VENV)/.bench-%)
+
+$(PEERS:%=$(VENV)/.bench-%): $(VENV)/.bench-%: $(VENV)/.bench
+	@echo "installing taskloom[bench-$*] into $(VENV)"
+	@$(BEGIN); \
+	if $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench-$*]' \
+	  2>$(VENV)/.no-$*; \
+	then rm -f $(VENV)/.no-$*; touch $@; \
+	else echo "$* cannot be installed here; the benchmarks do without it: see $(VENV)/.no-$*" >&2; fi; $(END)
+
+$(VENV)/.bench-ray: | $(VENV)/.bench-distributed  # one after the other, with -j too
 
 # A PYTHON that was asked for and is another one than the environment has: say so instead of using the wrong one.
 check-python: $(VENV)/.made

@@ -8,61 +8,53 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import figures
+from benchmarks import figures, measures, profiling
 from benchmarks.report import as_json, report
-from benchmarks.runner import ROOT, run_workload, versions
+from benchmarks.runner import ROOT, Cell, run_workload, versions
 from benchmarks.systems import SYSTEMS
-from benchmarks.workloads import LOCAL, WORKLOADS, make_data
+from benchmarks.workloads import CLUSTER, LOCAL, WORKLOADS, make_data
 
-LOCAL = ("taskloom-sync", "taskloom-threads", "taskloom-processes")
+OURS = ("taskloom-sync", "taskloom-threads", "taskloom-processes")  # whose memory is measured
+
+Say = Callable[[str], None]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the tables, write them; the exit status is 1 where a result was wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["profile"]:
+        return profiling.main(arguments[1:])
     options = _parser().parse_args(arguments)
     begin = time.monotonic()
-    whole = not options.quick and options.systems is None and options.workloads is None
-    systems = _names("system", options.systems, SYSTEMS, [name for name in SYSTEMS if "local" in SYSTEMS[name].groups])
-    workloads = _names("workload", options.workloads, WORKLOADS, LOCAL)
-    repeat = options.repeat or (2 if options.quick else 7)
+    chosen = options.systems or options.workloads or options.measures
+    whole = not options.quick and options.part is None and not chosen
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    cells: list[Cell] = []
+    cluster_cells: list[Cell] = []
     found_figures: list[figures.Figure] = []
-    if options.figures or (options.workloads is None and not options.no_figures):
-        say("imports")
-        found_figures += figures.imports(3 if options.quick else 10)
-        say("first use and small graphs")
-        found_figures += figures.latencies(systems, options.workers, 1 if options.quick else 4, say)
-    cells = []
-    with tempfile.TemporaryDirectory(prefix="taskloom-bench-") as data:
-        make_data(data, options.quick)
-        for workload in workloads:
-            say(f"{workload}: {WORKLOADS[workload].title}")
-            cells += run_workload(
-                workload,
-                systems,
-                workers=options.workers,
-                repeat=repeat,
-                budget=3.0 if options.quick else 22.0,
-                quick=options.quick,
-                data=data,
-                say=say,
-            )
-    if found_figures:
-        say("memory")
-        local = [name for name in LOCAL if name in systems]
-        found_figures += figures.memory(local, options.workers, 100_000 if options.quick else 1_000_000, say)
+    measured: list[measures.Measured] = []
+    local_systems: list[str] = []
+    cluster_systems: list[str] = []
+    if options.part != "cluster" and not (options.part is None and options.measures and not options.workloads):
+        local_systems = _systems(options.systems, "local")
+        cells, found_figures = _local(options, local_systems, say)
+    if options.part == "cluster" or options.measures or (not chosen and options.part is None):
+        cluster_systems = _systems(options.systems, "cluster")
+        cluster_cells, measured = _cluster(options, cluster_systems, say)
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    found_versions = versions(systems)
+    found_versions = versions([*local_systems, *cluster_systems])
     took = time.monotonic() - begin
     text = report(
         cells,
         found_figures,
+        cluster_cells,
+        measured,
         workers=options.workers,
         quick=options.quick,
         date=date,
@@ -77,23 +69,94 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"written to {path}")
     if options.json is not None:
         values = as_json(
-            cells, found_figures, date=date, quick=options.quick, workers=options.workers, versions=found_versions
+            [*cells, *cluster_cells],
+            found_figures,
+            measured,
+            date=date,
+            quick=options.quick,
+            workers=options.workers,
+            versions=found_versions,
         )
         Path(options.json).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    wrong = [cell for cell in cells if not cell.right]
-    for cell in wrong:
-        say(f"wrong result: {cell.system}, {cell.workload}")
+    wrong = [f"{cell.system}, {cell.workload}" for cell in [*cells, *cluster_cells] if not cell.right]
+    wrong += [f"{row.what.strip()}: {row.note}" for row in measured if not row.right]
+    for what in wrong:
+        say(f"wrong result: {what}")
     return 1 if wrong else 0
+
+
+def _local(options: argparse.Namespace, systems: Sequence[str], say: Say) -> tuple[list[Cell], list[figures.Figure]]:
+    """The local schedulers and their peers; or whatever systems and workloads were named."""
+    quick = options.quick
+    workloads = _names("workload", options.workloads, WORKLOADS, LOCAL)
+    found: list[figures.Figure] = []
+    if options.figures or (options.workloads is None and not options.no_figures):
+        say("imports")
+        found += figures.imports(3 if quick else 10)
+        say("first use and small graphs")
+        found += figures.latencies(systems, options.workers, 1 if quick else 4, say)
+    cells = _runs(options, systems, workloads, 22.0, 2, say)
+    if found:
+        say("memory")
+        ours = [name for name in OURS if name in systems]
+        found += figures.memory(ours, options.workers, 100_000 if quick else 1_000_000, say)
+    return cells, found
+
+
+def _cluster(
+    options: argparse.Namespace, systems: Sequence[str], say: Say
+) -> tuple[list[Cell], list[measures.Measured]]:
+    """The cluster and its peers, and what is measured of the cluster alone."""
+    quick = options.quick
+    named = options.part == "cluster"
+    workloads = _names("workload", options.workloads if named else None, WORKLOADS, () if options.measures else CLUSTER)
+    cells = _runs(options, systems, workloads, 10.0, 1, say)
+    found: list[measures.Measured] = []
+    if options.measures or not (options.no_figures or options.workloads):
+        for name in _names("measure", options.measures, measures.TITLES, list(measures.TITLES)):
+            say(f"{name}: {measures.TITLES[name]}")
+            if name == "startup":
+                others = [system for system in systems if system != "plain loop"]
+                found += measures.startup(others, options.workers, 1 if quick else 4, say)
+            else:
+                found += measures.measure(name, quick)
+    return cells, found
+
+
+def _runs(
+    options: argparse.Namespace, systems: Sequence[str], workloads: Sequence[str], budget: float, slow: int, say: Say
+) -> list[Cell]:
+    cells: list[Cell] = []
+    with tempfile.TemporaryDirectory(prefix="taskloom-bench-") as data:
+        if workloads:
+            make_data(data, options.quick)
+        for workload in workloads:
+            say(f"{workload}: {WORKLOADS[workload].title}")
+            cells += run_workload(
+                workload,
+                systems,
+                workers=options.workers,
+                repeat=options.repeat or (2 if options.quick else 7),
+                budget=3.0 if options.quick else budget,
+                quick=options.quick,
+                data=data,
+                say=say,
+                slow_rounds=slow,
+            )
+    return cells
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Time taskloom beside other systems. Without arguments: everything, and docs/benchmarks.md is "
-        "written anew (about ten minutes).",
+        "written anew (about fifteen minutes).",
+        epilog="python -m benchmarks profile WORKLOAD shows where the cluster's CPU time goes.",
     )
+    parser.add_argument("part", nargs="?", choices=["local", "cluster"], help="one half alone; it is printed")
     parser.add_argument("--systems", nargs="+", metavar="NAME", help=f"of: {', '.join(SYSTEMS)}; a prefix takes all")
     parser.add_argument("--workloads", nargs="+", metavar="NAME", help=f"of: {', '.join(WORKLOADS)}")
+    parser.add_argument("--measures", nargs="+", metavar="NAME", help=f"of the cluster: {', '.join(measures.TITLES)}")
     parser.add_argument("--repeat", type=int, metavar="N", help="rounds, at most (7; with --quick 2)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="tasks at a time (2)")
     parser.add_argument("--quick", action="store_true", help="small workloads: does it work")
@@ -104,7 +167,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _names(what: str, given: list[str] | None, known: dict[str, type], default: Sequence[str]) -> list[str]:
+def _systems(given: list[str] | None, group: str) -> list[str]:
+    return _names("system", given, SYSTEMS, [name for name, system in SYSTEMS.items() if group in system.groups])
+
+
+def _names(what: str, given: list[str] | None, known: Iterable[str], default: Sequence[str]) -> list[str]:
     if given is None:
         return list(default)
     found: list[str] = []

@@ -321,7 +321,7 @@ def uneven(quick: bool) -> list[Measured]:
     jump = [0.001] * half + [0.1 if quick else 1.0] * half
     rows = []
     with Client(n_workers=4, threads_per_worker=4) as client:
-        joined(client, 4)
+        client.wait_for_workers(4)
         client.gather(client.map(noop, range(1000)))
         for what, jobs, rounds in (
             ("sleeping tasks of 1, 10 and 100 ms mixed", mixed, 2 if quick else 3),
@@ -339,12 +339,6 @@ def uneven(quick: bool) -> list[Measured]:
                     best, note = bound / wall, f"{wall:.2f} s, the bound is {bound:.2f} s"
             rows.append(Measured(f"{what}: of the list-scheduling bound", best, "x", 0.95, at_least=True, note=note))
     return rows
-
-
-def joined(client: Any, number: int) -> None:
-    """Wait for a client's workers."""
-    wait = getattr(client, "wait_for_workers", None) or client._cluster.wait_for_workers
-    wait(number)
 
 
 # --- values between processes

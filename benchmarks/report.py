@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.figures import Figure
+from benchmarks.measures import Measured
 from benchmarks.runner import Cell
 from benchmarks.systems import SYSTEMS
 from benchmarks.workloads import WORKLOADS
@@ -72,6 +73,8 @@ class _Results:
 def report(
     cells: Sequence[Cell],
     figures: Sequence[Figure],
+    cluster_cells: Sequence[Cell] = (),
+    measured: Sequence[Measured] = (),
     *,
     workers: int,
     quick: bool,
@@ -83,13 +86,12 @@ def report(
 
     Args:
         cells, figures: what was measured.
+        cluster_cells, measured: the same of the cluster and its peers.
         date: of the run.
         versions: package -> version.
         took: seconds that all of it took.
     """
     results = _Results(cells, figures)
-    systems = list(dict.fromkeys(cell.system for cell in cells))
-    workloads = list(dict.fromkeys(cell.workload for cell in cells))
     parts: list[str] = ["# Benchmarks\n"]
     parts.append(
         "Made by `make bench` (`python -m benchmarks`); do not edit. How it is measured stands at the top of "
@@ -110,12 +112,30 @@ def report(
             "long it takes.\n"
         )
         parts.append(_table(("what", "measured", "aim", "peer", "ratio", "aim", "reached"), targets))
-    if workloads:
-        parts.append("## Summary\n")
-        parts.append("Microseconds a task; milliseconds in all where the name ends with (ms). Best of the rounds.\n")
-        parts.append(_summary(results, systems, workloads))
-        parts.append("## Each workload\n")
-        parts += [_workload(results, systems, workload) for workload in workloads]
+    cluster = _Results(cluster_cells, ())
+    goals = list(_cluster_targets(cluster, measured))
+    if goals:
+        parts.append("## Cluster: must reach\n")
+        parts.append(
+            f"The aims of the cluster: client, scheduler and {workers} workers share the cores, and every connection has "
+            "proved that it knows the token. Behind a peer's figure: how many times as long as ours it is.\n"
+        )
+        parts.append(_table(("what", "measured", "aim", *PEERS, "reached"), goals))
+    for title, of, found in (("", results, cells), ("Cluster: ", cluster, cluster_cells)):
+        if found:
+            systems = list(dict.fromkeys(cell.system for cell in found))
+            workloads = list(dict.fromkeys(cell.workload for cell in found))
+            parts.append(f"## {_upper(title + 'summary')}\n")
+            parts.append(
+                "Microseconds a task; milliseconds in all where the name ends with (ms). Best of the rounds.\n"
+            )
+            parts.append(_summary(of, systems, workloads))
+            parts.append(f"## {_upper(title + 'each workload')}\n")
+            parts += [_workload(of, systems, workload) for workload in workloads]
+    if measured:
+        parts.append("## Cluster: beside the workloads\n")
+        parts.append("How each is measured stands in `benchmarks/measures.py`.\n")
+        parts.append(_measured(measured))
     if figures:
         parts.append("## Single figures\n")
         parts += _figures(figures)
@@ -133,6 +153,10 @@ def _table(head: Row, rows: Sequence[Row]) -> str:
 
     rule = "| " + " | ".join(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]) + " |"
     return "\n".join([line(shown[0]), rule, *map(line, shown[1:])]) + "\n"
+
+
+def _upper(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _number(value: float) -> str:
@@ -197,7 +221,8 @@ def _workload(results: _Results, systems: Sequence[str], workload: str) -> str:
         row.append(_number(cell.best / ours) if ours else "-")
         row.append("right")
         rows.append(row)
-    return f"### {workload}\n\n{title[0].upper()}{title[1:]}. {tasks:,} tasks.\n\n" + _table(head, rows)
+    count = f"{tasks:,} tasks" if tasks != 1 else "1 task"
+    return f"### {workload}\n\n{_upper(title)}. {count}.\n\n" + _table(head, rows)
 
 
 def _figures(figures: Sequence[Figure]) -> Iterator[str]:
@@ -340,11 +365,89 @@ def _targets(results: _Results) -> Iterator[Row]:
             )
 
 
+PEERS = ("distributed", "ray")
+
+# workload -> what it is called, and the aim in microseconds a task
+_AIMS = {
+    "noops": ("10,000 no-ops by get", 5.0),
+    "futures": ("10,000 futures by map, gathered", 10.0),
+    "chain-600-cold": ("chain of 600, cold", 10.0),
+    "chain-600": ("chain of 600, warm", 6.0),
+    "tree": ("tree", 7.0),
+    "stencil": ("stencil", 10.0),
+    "random": ("random DAG", 10.0),
+    "round-trip": ("submit(...).result() round trip", 200.0),
+}
+
+
+def _cluster_targets(results: _Results, measured: Sequence[Measured]) -> Iterator[Row]:
+    """The rows of the cluster's "Must reach": what, measured, aim, each peer, reached."""
+    ours = "taskloom-cluster"
+
+    def beside(peer: float | None, own: float | None, shown: str) -> str:
+        return "-" if not peer else f"{shown} ({_number(peer / own)} x)" if own else shown
+
+    for workload, (what, aim) in _AIMS.items():
+        if (ours, workload) not in results.cells:
+            continue
+        own = results.us(ours, workload)
+        peers = [results.us(name, workload) for name in PEERS]
+        yield (
+            what,
+            results.cells[ours, workload].note if own is None else f"{_number(own)} us",
+            f"<= {aim:g} us",
+            *[beside(peer, own, _number(peer or 0.0) + " us") for peer in peers],
+            "not measured" if own is None else "yes" if own <= aim else "NO",
+        )
+    plain, own = results.seconds("plain loop", "matmul-400"), results.seconds(ours, "matmul-400")
+    if plain and own:
+        peers = [results.seconds(name, "matmul-400") for name in PEERS]
+        yield (
+            "blocked matmul, of the plain loop's time",
+            f"{own / plain:.3f} ({_time(own)})",
+            "<= 0.6",
+            *[beside(peer, own, _time(peer)) for peer in peers],
+            "yes" if own / plain <= 0.6 else "NO",
+        )
+    for row in measured:
+        if row.aim is None and row.value is not None:
+            continue
+        peers = [row.peers.get(name) for name in PEERS]
+        reached = "yes" if row.reached else "NO" if row.value is not None or not row.right else "not measured"
+        yield (
+            row.what.strip(),
+            _with_unit(row.value, row.unit) if row.value is not None else row.note,
+            "-" if row.aim is None else f"{'>=' if row.at_least else '<='} {_with_unit(row.aim, row.unit)}",
+            *[beside(peer, row.value, _with_unit(peer, row.unit)) for peer in peers],
+            reached,
+        )
+
+
+def _with_unit(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    if unit == "s":
+        return _time(value)
+    if unit == "tasks":
+        return f"{value:,.0f}"
+    return f"{_number(value)} {unit}".strip()
+
+
+def _measured(measured: Sequence[Measured]) -> str:
+    rows = []
+    for row in measured:
+        peers = [_with_unit(row.peers.get(name), row.unit) for name in PEERS]
+        rows.append((row.what, _with_unit(row.value, row.unit), *peers, row.note or "-"))
+    return _table(("what", "measured", *PEERS, "more"), rows)
+
+
 def _peer(peer: float | None, ours: float) -> tuple[str, str]:
     return (_time(peer), _number(peer / ours)) if peer else ("-", "-")
 
 
-def as_json(cells: Sequence[Cell], figures: Sequence[Figure], **about: Any) -> dict[str, Any]:
+def as_json(
+    cells: Sequence[Cell], figures: Sequence[Figure], measured: Sequence[Measured] = (), **about: Any
+) -> dict[str, Any]:
     """Everything that was measured, for other programs."""
     return {
         "about": about,
@@ -362,4 +465,5 @@ def as_json(cells: Sequence[Cell], figures: Sequence[Figure], **about: Any) -> d
             for cell in cells
         ],
         "figures": [vars(figure) for figure in figures],
+        "measured": [vars(row) for row in measured],
     }

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -199,10 +200,13 @@ def run_workload(
     children: dict[str, Child] = {}
     try:
         for name in systems:
-            child = Child(name, workers)
-            children[name] = child
-            if not _prepare(cells[name], child, workload, quick, data):
-                children.pop(name).close()
+            children[name] = Child(name, workers)
+        # No clock runs yet.
+        with ThreadPoolExecutor(len(systems) or 1) as threads:
+            ready = threads.map(lambda name: _prepare(cells[name], children[name], workload, quick, data), systems)
+            for name, is_ready in zip(systems, ready, strict=True):
+                if not is_ready:
+                    children.pop(name).close()
         # the same order of turns in each run of the benchmarks
         draw = random.Random(f"{workload} {len(systems)}")
         begin = time.monotonic()
@@ -216,8 +220,8 @@ def run_workload(
                     children.pop(name).close()
             say(f"  {workload}: round {n + 1}, {time.monotonic() - begin:.0f} s")
     finally:
-        for child in children.values():
-            child.close()
+        with ThreadPoolExecutor(len(children) or 1) as threads:
+            list(threads.map(Child.close, children.values()))
     return list(cells.values())
 
 

@@ -387,8 +387,7 @@ class TaskloomCluster(_Graphs):
 
     def start(self) -> None:
         self.client = self.taskloom.Client(n_workers=self.workers, threads_per_worker=1)
-        wait = getattr(self.client, "wait_for_workers", None) or self.client._cluster.wait_for_workers
-        wait(self.workers)
+        self.client.wait_for_workers(self.workers)
 
     def get(self, graph: dict[Any, Any], keys: Any) -> Any:
         return self.client.get(graph, keys)
@@ -566,5 +565,7 @@ def why_absent(package: str) -> str:
         return "not installed"
     # The rest of what pip says speaks of this machine.
     return "not installed: " + (
-        "no version for this Python and system" if "No matching distribution" in text else "pip failed"
+        "no version for this Python and system"
+        if f"No matching distribution found for {package}" in text
+        else "pip failed"
     )
