@@ -397,7 +397,7 @@ def _cluster_targets(results: _Results, measured: Sequence[Measured]) -> Iterato
             results.cells[ours, workload].note if own is None else f"{_number(own)} us",
             f"<= {aim:g} us",
             *[beside(peer, own, _number(peer or 0.0) + " us") for peer in peers],
-            "not measured" if own is None else "yes" if own <= aim else "NO",
+            "NO" if own is None or own > aim else "yes",
         )
     plain, own = results.seconds("plain loop", "matmul-400"), results.seconds(ours, "matmul-400")
     if plain and own:
