@@ -26,6 +26,7 @@ __all__ = [
     "get_threads",
     "optimize",
     "persist",
+    "runs_on_cluster",
     "visualize",
 ]
 
@@ -125,6 +126,15 @@ def get_scheduler(scheduler: Any = None, collections: Sequence[Any] = ()) -> Cal
             if get not in wanted:
                 wanted.append(get)
     return wanted[0] if len(wanted) == 1 else get_threads
+
+
+def runs_on_cluster() -> bool:
+    """Whether collections run on a live client where nothing else is said.
+
+    >>> runs_on_cluster()
+    False
+    """
+    return config.get("scheduler") is None and (default_client.get() is not None or bool(default_clients))
 
 
 def _get_of(scheduler: Any) -> Callable[..., Any]:

@@ -83,9 +83,9 @@ class Grouping(BagBase):
 
         Args:
             grouper: a function of an item, or what it is indexed with.
-            method: how items move. "disk", the default: through files in the directory for temporary files, so that not
-                all of them have to fit into memory; "tasks": through the tasks' values, for where the tasks run
-                on machines that have no files in common.
+            method: how items move. "disk": through files in the directory for temporary files, so that not all of them have
+                to fit into memory; "tasks": through the tasks' values, for where the tasks run on machines that have no
+                files in common. By default "tasks" where collections run on a live client just now, else "disk".
             npartitions: how many partitions the result has; by default as many as this bag.
             max_branch: for "tasks": into how many parts a partition is divided at a time, 32 by default.
             shuffle: dask's older name for ``method``.

@@ -33,6 +33,7 @@ from zlib import crc32
 import cloudpickle
 
 from taskloom._collections.protocol import quote
+from taskloom._collections.running import runs_on_cluster
 from taskloom._collections.tokens import tokenize
 from taskloom.bag.reductions import _hashable, as_key_function
 from taskloom.bag.steps import Step
@@ -57,6 +58,8 @@ def groupby(bag: Any, grouper: Any, method: str | None, npartitions: int | None,
             raise ValueError(f"{what} is a whole number of {least} or more, not {number!r}")
     key = as_key_function(grouper)
     n = bag.npartitions if npartitions is None else npartitions
+    if method is None and runs_on_cluster():
+        method = "tasks"  # its machines may have no files in common
     if method == "tasks":
         return _through_tasks(bag, grouper, key, n, max_branch or _BRANCH)
     return _through_files(bag, grouper, key, n)
