@@ -310,12 +310,14 @@ class _Relay:
         self._go_on()
 
     def _go_on(self) -> None:
-        while self._bytes < OUTSTANDING:
+        while True:
             self._open = [parcel for parcel in self._open if parcel.is_wanted]
             if self._open:
                 parcel = self._open[0]
                 assert parcel.sizes is not None
                 size = min(PIECE, sum(parcel.sizes) - parcel.next)
+                if self._bytes + size > OUTSTANDING:
+                    return
                 self._ask(parcel, size)
                 if parcel.next >= sum(parcel.sizes):
                     del self._open[0]
@@ -324,10 +326,14 @@ class _Relay:
                 return
             if self._large() >= AT_ONCE and self._queue[0].delivery.wishes[self._queue[0].counter].size > PIECE:
                 return
-            parcel = self._queue.popleft()
+            parcel = self._queue[0]
             if parcel.is_wanted:
                 # its pickle may be larger than the value was thought to be
-                self._ask(parcel, min(PIECE, parcel.delivery.wishes[parcel.counter].size * 2 + 65536))
+                size = min(PIECE, parcel.delivery.wishes[parcel.counter].size * 2 + 65536)
+                if self._bytes + size > OUTSTANDING:
+                    return
+                self._ask(parcel, size)
+            self._queue.popleft()
 
     def _large(self) -> int:
         found = {id(parcel) for parcel, _, size in self._asked.values() if parcel.sizes is not None or size == PIECE}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -36,3 +38,24 @@ def until():
         return found
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """Runs a program in a process of its own: what it prints. Nothing may stand on its standard error."""
+
+    def run(code, *args, status=0, error=""):
+        script = tmp_path_factory.mktemp("program") / "program.py"
+        script.write_text(code)
+        done = subprocess.run(
+            [sys.executable, "-W", "error", str(script), *args],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.stderr == error
+        assert done.returncode == status
+        return done.stdout
+
+    return run

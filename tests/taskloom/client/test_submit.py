@@ -80,7 +80,7 @@ def test_where_a_future_cannot_be(client, cluster):
     future = client.submit(inc, 1)
     with pytest.raises(TypeError, match=r"travels only among the arguments of submit.*future\.result\(\)"):
         pickle.dumps(future)
-    with pytest.raises(SerializationError, match="has a future inside.*pass it as one"):
+    with pytest.raises(SerializationError, match=r"has a future inside.*pass it as one"):
         client.submit(lambda: future)
     with pytest.raises(TypeError, match="a future in what is to be scattered"):
         client.scatter([[future]])
@@ -288,7 +288,7 @@ def test_workers_by_name_and_by_address(client):
         for workers in (name, [name], worker["address"], {worker["address"]}):
             assert set(client.gather(client.map(where, range(4), workers=workers))) == {worker["pid"]}
     assert client.get({"x": (where, 1)}, "x", workers="worker-1") == info["worker-1"]["pid"]
-    with pytest.raises(ValueError, match="there is no worker at tcp://127.0.0.1:9; there are: tcp://"):
+    with pytest.raises(ValueError, match=r"there is no worker at tcp://127\.0\.0\.1:9; there are: tcp://"):
         client.submit(inc, 1, workers="tcp://127.0.0.1:9")
     with pytest.raises(TypeError, match="workers are names"):
         client.submit(inc, 1, workers=[1])
