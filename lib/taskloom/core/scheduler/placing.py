@@ -31,6 +31,7 @@ BANDWIDTH = 500e6  # bytes a second between two workers, for weighing
 AT_ONCE = 8  # workers with nothing to do that are looked after in one go
 END = 1 << 200  # behind every priority
 DATA_END = -(DATA >> 1) << 32  # behind that of all data, in a queue
+LOOK = 64  # tasks of a worker that are looked at to see whether it has enough that can begin
 LARGE = 64 * 1024  # bytes of a value that counts when it is asked whether there is room for it
 SHARE = 0.5  # of a worker's memory for values: from 0.6 on it moves some to disk
 AGAIN = 0.1  # seconds until a worker that could not reach another one is told to again, at first
@@ -102,7 +103,7 @@ class Placing:
         tasks = self.tasks
         block = tasks.owner[slot]
         robber = self.workers.get(thief)
-        if robber is not None and not robber.paused and self.is_hungry(robber) and self.may_run(robber, block):
+        if robber is not None and not robber.paused and self._has_too_little(robber) and self.may_run(robber, block):
             self._queue(robber, slot)
         elif block.data:
             self.spread([slot], block)
@@ -325,9 +326,13 @@ class Placing:
         if worker.paused:
             # its memory is full: one task at a time, and only where nobody else could do it
             return not count and (bool(worker.queue or worker.heavy) or self._all_paused())
-        if count < 2 * worker.threads or (worker.load < HORIZON * 0.75 * worker.threads and count < MOST * 3 // 4):
-            return True
-        return bool(worker.coming) and self._has_data(worker)
+        return self._has_too_little(worker) or (bool(worker.coming) and self._has_data(worker))
+
+    @staticmethod
+    def _has_too_little(worker: Worker) -> bool:
+        """Whether a worker has been sent less than it should have."""
+        count, threads = len(worker.sent), worker.threads
+        return count < 2 * threads or (worker.load < HORIZON * 0.75 * threads and count < MOST * 3 // 4)
 
     @staticmethod
     def _has_data(worker: Worker) -> bool:
@@ -693,7 +698,7 @@ class Placing:
             if looked_after == AT_ONCE or (queued is None and busy is None):
                 break
             idle = self.workers.get(number)
-            if idle is None or len(idle.sent) >= idle.threads or idle.queue or not self.is_hungry(idle):
+            if idle is None or not self._rests(idle) or idle.queue or not self.is_hungry(idle):
                 continue
             looked_after += 1
             if queued is not None and queued is not idle and self._steal_queued(queued, idle):
@@ -704,6 +709,17 @@ class Placing:
                 self._steal_sent(busy, idle)
                 queued, busy = self._busiest()
         self.fill()
+
+    def _rests(self, worker: Worker) -> bool:
+        """Whether a thread of a worker has nothing to do: what waits for its inputs keeps none busy."""
+        if len(worker.sent) < worker.threads:
+            return True
+        undone, count = self.tasks.undone, 0
+        for slot in islice(worker.sent, LOOK):
+            count += not undone[slot]
+            if count == worker.threads:
+                return False
+        return len(worker.sent) <= LOOK
 
     def _busiest(self) -> tuple[Worker | None, Worker | None]:
         """Who has the most READY tasks waiting for it, and who of those that could give some back has been sent the most."""
