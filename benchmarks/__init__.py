@@ -22,6 +22,6 @@ The rules, so that figures can be compared:
 - The clock runs from a graph (or a function and a list of arguments) in hand to the values in hand. The graph is made
   before, the garbage collected.
 - Every result is checked, after the clock has stopped.
-- On the cluster's side the client, the scheduler and the workers share the machine; a system that takes more than four seconds
+- On the cluster's side the client, the scheduler and the workers share the machine; a system that takes more than two seconds
   for a run has one run there. Peers that the package index does not have are a gap in the tables, which says so.
 """

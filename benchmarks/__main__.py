@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import figures, measures, profiling
 from benchmarks.report import as_json, report
-from benchmarks.runner import ROOT, Cell, run_workload, versions
+from benchmarks.runner import ROOT, SLOW, Cell, run_workload, versions
 from benchmarks.systems import SYSTEMS
 from benchmarks.workloads import CLUSTER, LOCAL, WORKLOADS, make_data
 
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         Path(options.json).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     wrong = [f"{cell.system}, {cell.workload}" for cell in [*cells, *cluster_cells] if not cell.right]
-    wrong += [f"{row.what.strip()}: {row.note}" for row in measured if not row.right]
+    wrong += [f"{row.what}: {row.note}" for row in measured if not row.right]
     for what in wrong:
         say(f"wrong result: {what}")
     return 1 if wrong else 0
@@ -95,7 +95,7 @@ def _local(options: argparse.Namespace, systems: Sequence[str], say: Say) -> tup
         found += figures.imports(3 if quick else 10)
         say("first use and small graphs")
         found += figures.latencies(systems, options.workers, 1 if quick else 4, say)
-    cells = _runs(options, systems, workloads, 22.0, 2, say)
+    cells = _runs(options, systems, workloads, 22.0, (SLOW, 2), say)
     if found:
         say("memory")
         ours = [name for name in OURS if name in systems]
@@ -110,21 +110,26 @@ def _cluster(
     quick = options.quick
     named = options.part == "cluster"
     workloads = _names("workload", options.workloads if named else None, WORKLOADS, () if options.measures else CLUSTER)
-    cells = _runs(options, systems, workloads, 10.0, 1, say)
+    cells = _runs(options, systems, workloads, 10.0, (2.0, 1), say)
     found: list[measures.Measured] = []
     if options.measures or not (options.no_figures or options.workloads):
         for name in _names("measure", options.measures, measures.TITLES, list(measures.TITLES)):
             say(f"{name}: {measures.TITLES[name]}")
             if name == "startup":
                 others = [system for system in systems if system != "plain loop"]
-                found += measures.startup(others, options.workers, 1 if quick else 4, say)
+                found += measures.startup(others, options.workers, 1 if quick else 3, say)
             else:
                 found += measures.measure(name, quick)
     return cells, found
 
 
 def _runs(
-    options: argparse.Namespace, systems: Sequence[str], workloads: Sequence[str], budget: float, slow: int, say: Say
+    options: argparse.Namespace,
+    systems: Sequence[str],
+    workloads: Sequence[str],
+    budget: float,
+    slow: tuple[float, int],
+    say: Say,
 ) -> list[Cell]:
     cells: list[Cell] = []
     with tempfile.TemporaryDirectory(prefix="taskloom-bench-") as data:
@@ -141,7 +146,8 @@ def _runs(
                 quick=options.quick,
                 data=data,
                 say=say,
-                slow_rounds=slow,
+                slow=slow[0],
+                slow_rounds=slow[1],
             )
     return cells
 

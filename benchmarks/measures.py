@@ -140,7 +140,7 @@ def startup(systems: Sequence[str], workers: int, times: int, say: Callable[[str
     rows = []
     for what, title, aim in (
         ("start", f"Client() in a fresh interpreter until {workers} workers have joined", 0.2),
-        ("all", "the same with the import before and a first task after", None),
+        ("all", "Client() with the import before it and a first task after it", None),
     ):
         ours = found.get("taskloom-cluster", {}).get(what)
         peers = {name: min(found[name][what]) for name in systems if name != "taskloom-cluster" and found[name]}
@@ -167,7 +167,13 @@ def scheduler_memory(quick: bool) -> list[Measured]:
         note = f"{came:.0f} when all have come, {done:.0f} when all are done"
         rows.append(Measured(f"scheduler's memory, {shape}", max(came, done), "bytes a task", 400, note=note))
         rows.append(
-            Measured("  when they are let go of", left, "bytes a task", 40, note="resident memory of the process")
+            Measured(
+                f"scheduler's memory when they are let go of, {shape}",
+                left,
+                "bytes a task",
+                40,
+                note="resident memory of the process",
+            )
         )
     return rows
 
@@ -233,8 +239,9 @@ def simulated(quick: bool) -> list[Measured]:
                 f"{total:,} tasks, {number:,} simulated workers: the scheduler's CPU", cpu, "us a task", 6, note=note
             )
         )
-    if len(rows) > 1 and rows[0].value and rows[-1].value:
-        rows.append(Measured("  the last of these to the first: flat", rows[-1].value / rows[0].value, "x", 1.25))
+    if rows[0].value and rows[-1].value:
+        what = f"the scheduler's CPU with {number:,} workers, to that with 10: flat"
+        rows.append(Measured(what, rows[-1].value / rows[0].value, "x", 1.25))
     total //= 10
     for number in (10, 1_000) if not quick else (10,):
         cpu, wall, _, _ = asyncio.run(_crowd_run(number, total, True))
@@ -325,7 +332,7 @@ def uneven(quick: bool) -> list[Measured]:
         client.gather(client.map(noop, range(1000)))
         for what, jobs, rounds in (
             ("sleeping tasks of 1, 10 and 100 ms mixed", mixed, 2 if quick else 3),
-            (f"durations that jump from 1 ms to {jump[-1] * 1e3:,.0f} ms half-way", jump, 1 if quick else 2),
+            (f"durations that jump from 1 ms to {jump[-1] * 1e3:,.0f} ms half-way", jump, 1),
         ):
             best, note = 0.0, ""
             for _ in range(rounds):
@@ -472,7 +479,12 @@ def between_workers(quick: bool) -> list[Measured]:
             1.5,
             note=f"{tcp * 1e3:.0f} ms, the socket {plain * 1e3:.0f} ms",
         ),
-        Measured("  the same with TLS", tls / plain, "x", note=f"{tls * 1e3:.0f} ms, {tls / tcp:.2f} x plain TCP"),
+        Measured(
+            f"{mb:.0f} MB between two workers with TLS: of a bare socket's time",
+            tls / plain,
+            "x",
+            note=f"{tls * 1e3:.0f} ms, {tls / tcp:.2f} x plain TCP",
+        ),
     ]
 
 
@@ -620,7 +632,7 @@ def killed_scheduler(quick: bool) -> list[Measured]:
             "scheduler killed with -9: until tasks run again", (back - killed) / 1e9, "s", 2.0, note=note, right=right
         ),
         Measured(
-            "  tasks that were done before and computed again",
+            "scheduler killed with -9: tasks that were done and were computed again",
             again,
             "tasks",
             0,

@@ -415,7 +415,7 @@ def _cluster_targets(results: _Results, measured: Sequence[Measured]) -> Iterato
         peers = [row.peers.get(name) for name in PEERS]
         reached = "yes" if row.reached else "NO" if row.value is not None or not row.right else "not measured"
         yield (
-            row.what.strip(),
+            row.what,
             _with_unit(row.value, row.unit) if row.value is not None else row.note,
             "-" if row.aim is None else f"{'>=' if row.at_least else '<='} {_with_unit(row.aim, row.unit)}",
             *[beside(peer, row.value, _with_unit(peer, row.unit)) for peer in peers],

@@ -30,7 +30,7 @@ ONE_THREAD = dict.fromkeys(
 )
 """Set before NumPy is imported anywhere, so that no system gets more of the machine than it has workers."""
 
-SLOW = 4.0  # seconds; a system that takes longer for a run has few runs only
+SLOW = 4.0  # seconds; a system that takes longer for a run has few rounds only
 
 
 def environment() -> dict[str, str]:
@@ -182,6 +182,7 @@ def run_workload(
     quick: bool,
     data: str,
     say: Callable[[str], None],
+    slow: float = SLOW,
     slow_rounds: int = 2,
 ) -> list[Cell]:
     """Run a workload on systems in turns.
@@ -192,7 +193,7 @@ def run_workload(
             have one round only, that one does not count.
         data: folder with the files of :func:`benchmarks.workloads.make_data`.
         say: told what happens.
-        slow_rounds: how many rounds a system has that takes more than four seconds for one.
+        slow: seconds; a system that takes longer for a run has ``slow_rounds`` only.
 
     Returns:
         A cell for each system, in their order.
@@ -214,7 +215,7 @@ def run_workload(
         for n in range(repeat):
             if n >= (1 if quick else 2) and time.monotonic() - begin > budget:
                 break
-            turn = [name for name in children if n < slow_rounds or max(cells[name].seconds, default=0.0) < SLOW]
+            turn = [name for name in children if n < slow_rounds or max(cells[name].seconds, default=0.0) < slow]
             draw.shuffle(turn)
             for name in turn:
                 if not _run(cells[name], children[name]):

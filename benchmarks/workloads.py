@@ -429,7 +429,7 @@ class RoundTrip(Workload):
 
     def prepare(self) -> None:
         self.tasks = 1
-        self.parts = Parts(inc, range(50 if self.quick else 400), list)
+        self.parts = Parts(inc, range(50 if self.quick else 200), list)
 
     def plain(self) -> list[int]:
         assert self.parts is not None
