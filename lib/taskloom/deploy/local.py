@@ -259,12 +259,17 @@ class LocalCluster:
         """
         if self._supervisor is not None:
             try:
-                self._call(asyncio.wait_for(self._supervisor.joined(count), timeout))
+                self._call(self._joined(count, timeout))
             except TimeoutError:
                 raise TimeoutError(f"the workers of {self!r} have not all joined in {timeout} s") from None
 
+    async def _joined(self, count: int | None, timeout: float | None) -> None:
+        assert self._supervisor is not None
+        async with asyncio.timeout(timeout):
+            await self._supervisor.joined(count)
+
     def scale(self, n: int) -> None:
-        """Have so many workers. The values of those that go, the newest ones, are moved before.
+        """Have so many workers. The values of those that go, the newest ones, are moved before, unless none stays.
 
         Raises:
             ClusterError: this cluster's worker is in this process.
@@ -279,7 +284,9 @@ class LocalCluster:
         assert self._supervisor is not None
         self._count = n
         surplus = self._supervisor.scale(n)
-        if surplus:
+        if not n:  # nobody is left who could take what they hold
+            await self._supervisor.end(surplus)
+        elif surplus:
             await self._supervisor.retire(surplus)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from taskloom.core.messages import KINDS, Fetch, Give, PeerHello, Piece
-from taskloom.errors import CommError, MessageTooLargeError
+from taskloom.errors import CommError, MessageTooLargeError, SerializationError, TaskloomError
 from taskloom.net import Connection, Options, connect
 from taskloom.node.values import Values
 from taskloom.protocol import Payload
@@ -133,8 +133,9 @@ class Sender:
     bytes wait on its connection, so that a worker of whom many want much does not hold it all twice.
     """
 
-    def __init__(self, values: Values) -> None:
+    def __init__(self, values: Values, name: str = "") -> None:
         self.values = values
+        self.name = name
         self._queues: dict[Connection, list[tuple[int, int]]] = {}  # large ones: (serial, tid)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -152,7 +153,7 @@ class Sender:
                 else:
                     queue.append((serial, tid))
             else:
-                packed = _packed(self.values, tid)
+                packed = _packed(self.name, self.values, tid)
                 if packed is not None:
                     _add(give, tid, *packed)
         if give.tids:
@@ -164,7 +165,7 @@ class Sender:
         try:
             while queue:
                 serial, tid = queue.pop(0)
-                packed = await loop.run_in_executor(None, _packed, self.values, tid)
+                packed = await loop.run_in_executor(None, _packed, self.name, self.values, tid)
                 if packed is None:
                     continue
                 give = Give(serial, [], [], [])
@@ -195,14 +196,25 @@ def _is_large(values: Values, tid: int) -> bool:
         return False
 
 
-def _packed(values: Values, tid: int) -> tuple[bool, Payload] | None:
+def _packed(name: str, values: Values, tid: int) -> tuple[bool, Payload] | None:
     """A value, and True; the error of one that does not pickle, and False; None of one that was forgotten: nobody needs it."""
     try:
         return True, values.parts(tid)
     except Exception as error:
         if isinstance(error, KeyError) and tid not in values:
             return None
-        return False, Payload([dump_error(error)])  # who asked has to know why
+        return False, Payload([dump_error(_named(error, name, values, tid))])  # who asked has to know why
+
+
+def _named(error: Exception, name: str, values: Values, tid: int) -> BaseException:
+    """The error of pickling says what cannot be pickled, but not where it is."""
+    if isinstance(error, TaskloomError):
+        return error
+    kind = type(values.get(tid)).__qualname__
+    words = f"{kind} on worker {name!r} is needed elsewhere and does not pickle: {type(error).__name__}: {error}"
+    found = SerializationError(f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {words}")
+    found.__cause__ = error
+    return found
 
 
 def _add(give: Give, tid: int, fine: bool, payload: Payload) -> None:
@@ -214,8 +226,9 @@ def _add(give: Give, tid: int, fine: bool, payload: Payload) -> None:
 class Pieces:
     """Values for clients that cannot come here themselves: in pieces, by way of the scheduler."""
 
-    def __init__(self, values: Values) -> None:
+    def __init__(self, values: Values, name: str = "") -> None:
         self.values = values
+        self.name = name
         self._kept: dict[tuple[int, int], tuple[float, Payload]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -230,10 +243,10 @@ class Pieces:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         else:
-            self._send_packed(connection, fetch, _packed(self.values, fetch.tid))
+            self._send_packed(connection, fetch, _packed(self.name, self.values, fetch.tid))
 
     async def _send_large(self, connection: Connection, fetch: Fetch) -> None:
-        packed = await asyncio.get_running_loop().run_in_executor(None, _packed, self.values, fetch.tid)
+        packed = await asyncio.get_running_loop().run_in_executor(None, _packed, self.name, self.values, fetch.tid)
         if not connection.closed:  # with the next scheduler, the same numbers may mean something else
             self._send_packed(connection, fetch, packed)
 

@@ -23,6 +23,9 @@ TINY = 512  # bytes; a value below is not worth a place in the store, and is nev
 SLOW = 64 * 1024  # bytes of pickle, buffers not counted, that are not to be opened in the event loop
 
 
+_ABSENT: Any = type("_Absent", (), {"__slots__": ()})()
+
+
 class _Broken:
     """Stands for a value that could not be opened."""
 
@@ -118,9 +121,8 @@ class Values:
             KeyError: there is none of that name.
             SerializationError: it does not pickle.
         """
-        try:
-            value = self._tiny[tid]
-        except KeyError:
+        value = self._tiny.get(tid, _ABSENT)
+        if value is _ABSENT:
             stream, buffers = self.store.parts(tid)
             return Payload([stream, *buffers])
         if type(value) is Payload:

@@ -131,8 +131,8 @@ class WorkerNode:
         self.connection: Connection | None = None
         self.finished = asyncio.Event()
         self.transfers = Transfers(self.token, self._took, self._lost_peer)
-        self.pieces = Pieces(self.values)
-        self._sender = Sender(self.values)
+        self.pieces = Pieces(self.values, self.name)
+        self._sender = Sender(self.values, self.name)
         self._output = Output(echo=echo) if capture else None
         self._die = die
         self._fresh: dict[int, Any] = {}  # tid -> value, of tasks whose end the event loop has not heard of yet
