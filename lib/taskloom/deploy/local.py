@@ -337,6 +337,7 @@ class LocalCluster:
             if self._scheduler is not None:
                 self._scheduler.kill()
                 self._scheduler.wait()
+            self._sock.close()
 
     def _call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         if not self._thread.is_alive() or os.getpid() != self._pid:

@@ -245,6 +245,8 @@ class WorkerNode:
                 if self.machine.paused and self.connection is not None:
                     self.connection.send(Status(True, self._running()))
             elif kind is Fetch:
+                if self._events:  # what was said before counts: by what name the value goes, for one
+                    self._work()
                 if self.connection is not None:
                     self.pieces.send(self.connection, message)
             else:
