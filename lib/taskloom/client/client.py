@@ -178,6 +178,8 @@ class Client:
             await self._connected.signal.wait()
             Engine.answer_of(self._connected)
             _live.add(self)
+            atexit.unregister(_say_goodbye)
+            atexit.register(_say_goodbye)  # once more: before the clusters that were started since end
             if self._set_as_default:
                 defaults.add(self)
         except BaseException as error:
@@ -1106,7 +1108,6 @@ def _forked() -> None:
         client._engine.fork()
 
 
-@atexit.register
 def _say_goodbye() -> None:
     """The program ends, and clients are open: the scheduler need not wait for them to come back."""
     for client in list(_live):

@@ -562,9 +562,20 @@ class Engine:
             counters = gone
         for counter in counters:
             self.labels.pop(counter, None)
+        if self._watchers:
+            self._wake_those_who_wait_for(counters)
         if self._screen is not None:
             self._screen.ended(counters)
         self._say(self.machine.release(counters))
+
+    def _wake_those_who_wait_for(self, counters: list[int]) -> None:
+        """What is waited for was released by somebody else."""
+        waited = [counter for counter in counters if counter in self._watchers]
+        if waited:
+            released = Wish(FAILED, error=ClusterError("the future was released while its value was waited for"))
+            with self.lock:
+                self._given_up.update(dict.fromkeys(waited, released))
+            self._notify(waited)
 
     def give_up(self, counters: Iterable[int], error: Any) -> None:
         """Stop tasks that have not ended; they have failed by an error of our own from now on.

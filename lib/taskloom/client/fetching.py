@@ -114,13 +114,18 @@ class Fetching:
         """Nobody waits any more."""
         for counter in list(delivery.left):
             self._settle(delivery, counter)
+        self._relay.go_on()
 
     def changed(self, counters: Iterable[int]) -> None:
         """The scheduler has said something of these: what was asked for may be of no use."""
+        some = False
         for counter in counters:
             for delivery in list(self.wanted.get(counter, ())):
                 if self.engine.wish(counter) is not delivery.wishes[counter]:
                     self._settle(delivery, counter)
+                    some = True
+        if some:
+            self._relay.go_on()
 
     def got(self, delivery: Delivery, counter: int, value: Any) -> None:
         """A value has come, or word that it will not."""
@@ -307,9 +312,15 @@ class _Relay:
     def fetch(self, delivery: Delivery, counters: Sequence[int]) -> None:
         """Get these."""
         self._queue.extend([_Parcel(delivery, counter) for counter in counters])
-        self._go_on()
+        self.go_on()
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
+        """Ask for more, as far as there is room."""
+        # Of what nobody wants any more the answer may never come: its worker is gone.
+        for serial, (parcel, _, size) in list(self._asked.items()):
+            if not parcel.is_wanted:
+                del self._asked[serial]
+                self._bytes -= size
         while True:
             self._open = [parcel for parcel in self._open if parcel.is_wanted]
             if self._open:
@@ -356,7 +367,7 @@ class _Relay:
         self._bytes -= size
         if parcel.is_wanted:
             self._took(parcel, offset, size, piece)
-        self._go_on()
+        self.go_on()
 
     def _took(self, parcel: _Parcel, offset: int, size: int, piece: Piece) -> None:
         got = self.fetching.got

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -115,10 +116,12 @@ class _Completed(Watcher):
     __slots__ = ("owner",)
 
     def __init__(self, owner: as_completed) -> None:
-        self.owner = owner
+        self.owner = weakref.ref(owner)  # who is not waited for any more keeps no futures
 
     def settled(self, counter: int) -> None:
-        self.owner._settled(counter)
+        owner = self.owner()
+        if owner is not None:
+            owner._settled(counter)
 
 
 class as_completed:

@@ -288,6 +288,32 @@ def test_what_is_not_there_waits_for_word(monkeypatch):
     assert list(delivery.found) == [2]
 
 
+def test_questions_that_are_never_answered_hold_up_nobody(monkeypatch):
+    """A worker has died with what it was asked for; others have the rest."""
+    values = {tid: [bytes([tid]) * 1500] for tid in range(12)}
+    sender, found, delivery = relay_of(values, monkeypatch)
+    dead = {fetch.tid for fetch in sender.asked}
+    assert len(dead) == 4  # no more pieces at a time
+    sender.asked.clear()
+    for tid in dead:
+        sender.wishes[tid] = sender.wishes[tid]._replace(state="pending")
+    found.changed(dead)
+    while not delivery.signal.is_set:
+        found.piece(sender.answer(sender.asked.pop(0)))
+    assert delivery.found.keys() == values.keys() - dead
+
+
+def test_what_nobody_waits_for_any_more_is_not_asked_for(monkeypatch):
+    values = {tid: [bytes(9000)] for tid in range(12)}
+    sender, found, delivery = relay_of(values, monkeypatch)
+    count = len(sender.asked)
+    found.stop(delivery)
+    for fetch in list(sender.asked):
+        found.piece(sender.answer(fetch))
+    assert len(sender.asked) == count
+    assert found._relay._bytes == 0
+
+
 # --- scatter
 
 
