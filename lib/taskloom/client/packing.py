@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskloom.core.messages import PIN, WISH
@@ -132,7 +132,7 @@ class Packer:
             return found[1]
         named = self.engine.named
         found = named.get(id(function))
-        if found is None:
+        if found is None or (len(found) > 2 and not found[2].holds(function)):
             try:
                 payload = calls.pack_function(function)
             except FutureError as error:
@@ -148,11 +148,19 @@ class Packer:
             found = function, (bytes(payload.parts[0]), payload)
             # One that goes by its name has always the same pickle. Another one may have other globals the next time.
             if _is_named(function):
-                if len(named) >= _MOST_NAMED:
-                    named.clear()
-                named[id(function)] = found
+                self._keep(found)
+            elif type(function) is FunctionType:
+                plain = _Plain(function)
+                if plain.holds(function):
+                    self._keep((*found, plain))
         self._functions[id(function)] = found
         return found[1]
+
+    def _keep(self, found: tuple[Any, ...]) -> None:
+        named = self.engine.named
+        if len(named) >= _MOST_NAMED:
+            named.clear()
+        named[id(found[0])] = found
 
     # --- arguments
 
@@ -378,6 +386,31 @@ class Packer:
         return SerializationError(
             f"the task {key!r} cannot go to the cluster, as something in it does not pickle: {type(error).__name__}: {error}"
         )
+
+
+class _Plain:
+    """What makes the pickle of a function that goes by value depend on its code alone: it uses no global of its program's."""
+
+    __slots__ = ("code", "names")
+
+    def __init__(self, function: FunctionType) -> None:
+        self.code = function.__code__
+        names: set[str] = set()
+        codes = [self.code]
+        while codes:
+            code = codes.pop()
+            names.update(code.co_names)  # of attributes too; then it is taken for less plain than it is
+            codes += [const for const in code.co_consts if isinstance(const, CodeType)]
+        self.names = tuple(names)
+
+    def holds(self, function: FunctionType) -> bool:
+        """Whether that is still so."""
+        if function.__code__ is not self.code or function.__closure__ or function.__dict__:
+            return False
+        if function.__defaults__ or function.__kwdefaults__ or function.__annotations__:
+            return False
+        space = function.__globals__
+        return not any(name in space for name in self.names)
 
 
 def _all_handles(args: Sequence[Any]) -> bool:

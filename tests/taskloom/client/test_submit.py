@@ -339,3 +339,17 @@ def test_blocks_of_large_arguments(client):
     graph = {("a", n): (lambda a: int(a[-1]), array) for n, array in enumerate(arrays)}
     graph["sum"] = (sum, [("a", n) for n in range(100)])
     assert client.get(graph, ["sum", ("a", 7)]) == (4950, 7)
+
+
+def test_a_function_by_value_is_what_it_is_at_each_call(client):
+    space = {}
+    exec("def plain(x): return len([x])\ndef other(x): return x + step", space)
+    space["__name__"] = "__main__"
+    plain, other = space["plain"], space["other"]
+    plain.__module__ = other.__module__ = "__main__"
+    assert [client.submit(plain, 1).result() for _ in range(2)] == [1, 1]
+    space["len"] = lambda items: 7  # from now on it uses a global of its program's
+    assert client.submit(plain, 1).result() == 7
+    for step in (1, 2):
+        space["step"] = step
+        assert client.submit(other, 1).result() == 1 + step
