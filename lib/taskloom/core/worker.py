@@ -54,6 +54,7 @@ __all__ = [
     "Start",
     "Stop",
     "Unready",
+    "Withdraw",
     "WorkerMachine",
 ]
 
@@ -204,6 +205,12 @@ class Stop(NamedTuple):
 
     grant: int
     tid: int
+
+
+class Withdraw(NamedTuple):
+    """Take these back from the threads if none has begun them: :class:`Unready` for each; otherwise nothing."""
+
+    keys: Sequence[tuple[int, int]]
 
 
 class Keep(NamedTuple):
@@ -467,6 +474,7 @@ class WorkerMachine:
 
     def _take_back(self, message: TakeBack) -> None:
         answer = GaveBack([], [], [], [])
+        handed = []
         for tid, grant in zip(message.tids, message.grants, strict=True):
             task = self.tasks.get(tid)
             if task is None or task.running or task.grant != grant:
@@ -474,11 +482,15 @@ class WorkerMachine:
                 answer.kept_grants.append(grant)  # type: ignore[attr-defined]
                 if task is not None and task.running:
                     self._kept.add(task.key)
+                    if task.grant == grant:
+                        handed.append(task.key)
             else:
                 self._remove(task)
                 answer.tids.append(tid)  # type: ignore[attr-defined]
                 answer.grants.append(grant)  # type: ignore[attr-defined]
         self._actions.append(Say(None, answer))
+        if self.ahead and handed:  # one may not have been begun; if so, it is given back after all
+            self._actions.append(Withdraw(handed))
 
     def _cancel(self, message: CancelTasks) -> None:
         for tid in message.tids:

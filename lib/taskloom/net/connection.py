@@ -200,6 +200,14 @@ class Connection(ABC):
         """
 
     @abstractmethod
+    def put(self, message: Any) -> None:
+        """The same, and the batch goes out at the next :meth:`flush`, for who knows when all is said: it saves the loop a turn.
+
+        Raises:
+            as :meth:`send` does.
+        """
+
+    @abstractmethod
     def post(self, message: Any) -> None:
         """The same from any thread, and at once: where that is possible, the calling thread itself hands it to the system."""
 
@@ -218,6 +226,10 @@ class Connection(ABC):
     @abstractmethod
     def abort(self) -> None:
         """End now; what waits to be sent is lost."""
+
+    def flush(self) -> None:
+        """Have what was said go out now."""
+        self._flush()
 
     @abstractmethod
     def _flush(self) -> None: ...

@@ -74,6 +74,9 @@ class InprocConnection(Connection):
         if self._add(message):
             self.loop.call_soon(self._flush)
 
+    def put(self, message: Any) -> None:
+        self._add(message)
+
     def _add(self, message: Any) -> bool:
         """Whether a flush has to be asked for."""
         with self._lock:

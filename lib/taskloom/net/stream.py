@@ -128,6 +128,11 @@ class StreamConnection(Connection):
             self._scheduled = True
         self.loop.call_soon(self._flush)
 
+    def put(self, message: Any) -> None:
+        with self._lock:
+            if not self._closing and not self._finished:
+                self._encoder.add(message)
+
     def post(self, message: Any) -> None:
         with self._lock:
             if self._closing or self._finished:

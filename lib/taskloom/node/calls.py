@@ -42,6 +42,7 @@ __all__ = [
 
 ATOMS = frozenset({int, float, str, bool, type(None)})
 SMALL = 64 * 1024  # bytes of a result that comes with the report
+SHORT = 4 * 1024  # characters of one that stands in it as it is; a report may have some thousands
 _BIG = 1 << 63
 _LONG = 1000  # characters, and arguments: what is longer is pickled, as a message's header has its limit
 
@@ -142,7 +143,8 @@ def pack_result(value: Any, size: int) -> Any:
         if value is None:
             return ()
         if kind is not int or -_BIG <= value < _BIG:
-            return value if kind is not str or len(value) < SMALL else None
+            if kind is not str or len(value) < SHORT:
+                return value
     if size > SMALL:
         return None
     payload = pack_value(value)

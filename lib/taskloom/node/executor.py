@@ -299,15 +299,24 @@ class Executor:
             if self._todo:
                 self._wake_one()
 
-    def withdraw(self) -> list[Hashable]:
-        """Take back what no thread has taken yet: it has no outcome. The tickets."""
-        found: list[Hashable] = []
+    def withdraw(self, tickets: Iterable[Hashable] | None = None) -> list[Any]:
+        """Take back those of these, or of all, that no thread has taken yet: they have no outcome. The tickets."""
+        wanted = None if tickets is None else set(tickets)
+        found: list[Any] = []
+        kept = []
         take = self._todo.popleft
-        try:
-            while True:
-                found.append(take()[0])
-        except IndexError:
-            return found
+        with self._lock:
+            try:
+                while True:
+                    task = take()
+                    if wanted is None or task[0] in wanted:
+                        found.append(task[0])
+                    else:
+                        kept.append(task)
+            except IndexError:
+                pass
+            self._todo.extend(kept)
+        return found
 
     def collect(self) -> list[Outcome]:
         """What has become of tasks since the last call, in the order in which they ended.

@@ -41,6 +41,7 @@ from taskloom.node.queries import Queries
 
 __all__ = ["SchedulerNode", "run_scheduler", "serve"]
 
+FEW = 8  # peers: with more, the machine hears all that has come in one turn of the loop together; with fewer, at once
 CLIENT_GRACE = 30.0  # seconds that what a client wanted is kept when its connection broke
 
 _log = logging.getLogger("taskloom.scheduler")
@@ -179,7 +180,10 @@ class SchedulerNode:
                         self._inbox.append((kind, number, message))
                     else:
                         handler(self, peer, message)
-                self.call()
+                if len(self.peers) > FEW or self._called:
+                    self.call()
+                elif self._inbox:
+                    self._work()
             else:
                 for message in messages:
                     self.hosts.heard(peer, message)  # type: ignore[arg-type]
@@ -316,10 +320,14 @@ class SchedulerNode:
     def _flush(self) -> None:
         inbox, self._inbox = self._inbox, []
         peers = self.peers
+        told: dict[Connection, None] = {}
         for action in self.machine.handle(inbox, time.monotonic()):
             peer = peers.get(action.number)
             if peer is not None:
                 self._say(peer, action.message)
+                told[peer.connection] = None
+        for connection in told:
+            connection.flush()
         deadline = self.machine.deadline()
         if deadline is not None and self._loop is not None:
             if self._timer is not None:
@@ -333,14 +341,14 @@ class SchedulerNode:
                 self._introduce(peer, message.sources.values())
         elif kind is Done:
             self._introduce(peer, message.places)
-        peer.connection.send(message)
+        peer.connection.put(message)
 
     def _introduce(self, peer: _Peer, numbers: Any) -> None:
         """Tell somebody where workers are, once."""
         new = {n: self.peers[n].address for n in set(numbers) - peer.knows if n in self.peers}
         if new:
             peer.knows.update(new)
-            peer.connection.send(Peers(new))
+            peer.connection.put(Peers(new))
 
 
 _ASIDE: dict[type, Callable[[SchedulerNode, _Peer, Any], None]] = {

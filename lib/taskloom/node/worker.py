@@ -9,7 +9,7 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import taskloom
@@ -43,6 +43,7 @@ from taskloom.core.worker import (
     Start,
     Stop,
     Unready,
+    Withdraw,
     WorkerMachine,
 )
 from taskloom.errors import CommError, HandshakeError, TaskCancelledError
@@ -251,7 +252,8 @@ class WorkerNode:
                     self.pieces.send(self.connection, message)
             else:
                 self._events.append(message)
-        self._call()
+        if self._events:
+            self._work()
 
     def _lost_scheduler(self, reason: CommError | None) -> None:
         self.connection = None
@@ -324,20 +326,21 @@ class WorkerNode:
             elif kind is Stop:
                 key = action.grant, action.tid
                 if self._chains is not None and self._chains.remove(key):
-                    self._events += [
-                        Raised(*key, None),
-                        *[Unready(*other) for other in self._chains.failed(action.tid)],
-                    ]
+                    self._events.append(Raised(*key, None))
+                    self._not_made(action.tid)
                     self._call()
                 else:
                     self.executor.stop([key])
+            elif kind is Withdraw:
+                self._events += [Unready(*key) for key in self._withdraw(action.keys)]
+                self._call()
             elif kind is ClosePeers:
                 self._close_peers()
             elif kind is Leave:
                 self._loop.create_task(self.close())
             elif action.peer is None:
                 if self.connection is not None:
-                    self.connection.send(action.message)
+                    self.connection.put(action.message)
             elif not self.transfers.ask(action.peer, action.message):
                 self._events.append(PeerLost(action.peer))
                 self._call()
@@ -345,6 +348,15 @@ class WorkerNode:
             self.executor.submit(starts)
         for item, missing in chained:
             self._chains.add(item, missing)  # type: ignore[union-attr]
+        if self.connection is not None:
+            self.connection.flush()
+
+    def _withdraw(self, keys: Sequence[tuple[int, int]]) -> list[Any]:
+        """Take back from the threads what they have not begun."""
+        found = self.executor.withdraw(keys)
+        if self._chains is not None:
+            found += [key for key in keys if self._chains.remove(key)]
+        return found + [other for key in found for other in self._not_begun(key[1])]
 
     def _is_there(self, tid: int) -> bool:
         return tid in self._fresh or tid in self.values
@@ -416,10 +428,12 @@ class WorkerNode:
         if some or self._events:
             self._work()
 
+    def _not_begun(self, tid: int) -> list[Any]:
+        """A value is not made here: the keys of those that were handed over behind it, and cannot begin."""
+        return [] if self._chains is None else self._chains.failed(tid)
+
     def _not_made(self, tid: int) -> None:
-        """A task has not made its value: those that were handed over behind it cannot begin."""
-        if self._chains is not None:
-            self._events += [Unready(*key) for key in self._chains.failed(tid)]
+        self._events += [Unready(*key) for key in self._not_begun(tid)]
 
     def _running(self) -> list[int]:
         """Tids that the threads are at."""

@@ -27,6 +27,7 @@ from taskloom.core.worker import (
     Start,
     Stop,
     Unready,
+    Withdraw,
     WorkerMachine,
 )
 from taskloom.testing.network import Link, Peering
@@ -192,12 +193,18 @@ class SimulatedWorker:
 
     def do(self, actions: list[Any]) -> None:
         """Do what the machine says."""
+        withdrawn: list[Any] = []
         for action in actions:
             kind = type(action)
             if kind is Start:
                 self.queue.append(action)
             elif kind is Stop:
                 self.stopped.add((action.grant, action.tid))
+            elif kind is Withdraw:
+                keys = [(task.grant, task.tid) for task in self.queue if (task.grant, task.tid) in action.keys]
+                keys = [key for key in keys if key not in self.stopped]
+                self.queue = deque([task for task in self.queue if (task.grant, task.tid) not in keys])
+                withdrawn += [Unready(*key) for key in keys]
             elif kind is Keep:
                 self.values[action.name] = self.results.pop((action.grant, action.tid))
             elif kind is Discard:
@@ -226,6 +233,8 @@ class SimulatedWorker:
                     self.up.send(action.message)
             else:
                 self._ask(action.peer, action.message)
+        if withdrawn:
+            self.handle(withdrawn)
 
     def _next(self) -> None:
         """Let a thread that has nothing to do begin what was handed over."""

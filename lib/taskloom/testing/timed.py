@@ -40,6 +40,7 @@ from taskloom.core.worker import (
     Start,
     Stop,
     Unready,
+    Withdraw,
     WorkerMachine,
 )
 from taskloom.testing.network import Clock
@@ -110,9 +111,14 @@ class TimedWorker:
 
     def _do(self, actions: Sequence[Any]) -> None:
         cluster = self.cluster
+        withdrawn: list[Any] = []
         for action in actions:
             kind = type(action)
-            if kind is Start:
+            if kind is Withdraw:
+                keys = [task.key for task in self.queue if task.key in action.keys and task.key not in self.stopped]
+                self.queue = deque([task for task in self.queue if task.key not in keys])
+                withdrawn += [Unready(*key) for key in keys]
+            elif kind is Start:
                 self.queue.append(action)
             elif kind is Stop:
                 self.stopped.add((action.grant, action.tid))
@@ -133,6 +139,8 @@ class TimedWorker:
                 cluster.say(WORKER, self.number, action.message)
             elif kind is Say:
                 cluster.clock.at(cluster.latency, partial(self._ask, action.peer, action.message))
+        if withdrawn:
+            self.handle(withdrawn)
 
     def _ask(self, number: int, message: Any) -> None:
         other = self.cluster.workers.get(number)

@@ -29,7 +29,7 @@ def reached(jobs, workers, threads):
     What a worker's threads have in hand is not given back, so here it is nothing where there are several: of tasks whose
     durations jump, a thread could have two in hand while another one rests.
     """
-    cluster = TimedCluster(workers, threads, ahead=0.0 if threads > 1 else 0.002)
+    cluster = TimedCluster(workers, threads, ahead=0.002)
     cluster.submit(jobs)
     time = cluster.run()
     assert cluster.ran == len(jobs)
@@ -71,7 +71,7 @@ def test_durations_that_jump_back(workers, threads):
 
 def test_a_thread_that_rests_is_enough_to_take_from_others():
     """A worker need not be without any task."""
-    cluster = TimedCluster(2, 4, ahead=0.0)
+    cluster = TimedCluster(2, 4)
     cluster.submit([Job(10.0), *[Job(0.001)] * 100, *[Job(1.0)] * 14])
     assert cluster.run() < 10.1
 

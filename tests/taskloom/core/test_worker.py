@@ -40,6 +40,7 @@ from taskloom.core.worker import (
     Start,
     Stop,
     Unready,
+    Withdraw,
     WorkerMachine,
 )
 
@@ -360,7 +361,7 @@ def test_one_that_could_not_run_waits_again():
 def test_one_that_was_asked_back_and_could_not_run_is_given_back_after_all():
     worker = Worker(ahead=1.0)
     worker.run(7, (1, ()), (2, (1,)))
-    assert worker.hear(TakeBack([2], [7])) == [Say(None, GaveBack([], [], [2], [7]))]
+    assert worker.hear(TakeBack([2], [7])) == [Say(None, GaveBack([], [], [2], [7])), Withdraw([(7, 2)])]
     worker.hear(Raised(7, 1, "error"))
     assert worker.hear(Unready(7, 2)) == [Say(None, GaveBack([2], [7], [], []))]
     assert worker.is_empty()

@@ -704,3 +704,26 @@ def test_numeric_threads_are_set_where_nobody_has(monkeypatch):
     set_now = limit_numeric_threads(4)
     assert set_now["OPENBLAS_NUM_THREADS"] == "2"
     assert "OMP_NUM_THREADS" not in set_now
+
+
+def test_what_no_thread_has_taken_can_be_withdrawn():
+    began, go = threading.Event(), threading.Event()
+
+    def hold():
+        began.set()
+        go.wait(20)
+
+    news = threading.Event()
+    executor = Executor(1, news.set)
+    executor.submit([(n, n, hold if n == 0 else int, ()) for n in range(5)])
+    assert began.wait(20)
+    assert executor.withdraw([0, 3, 9]) == [3]
+    assert executor.withdraw([3]) == []
+    go.set()
+    ended = []
+    while len(ended) < 4:
+        assert news.wait(20)
+        news.clear()
+        ended += [ticket for ticket, *_ in executor.collect()]
+    assert ended == [0, 1, 2, 4]
+    assert executor.close() == []
