@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         visualize,
     )
     from taskloom._delayed import delayed
-    from taskloom.client import Client, Future
+    from taskloom.client import Client, Future, as_completed, wait
     from taskloom.deploy.local import LocalCluster
     from taskloom.sync import get_sync
 
@@ -37,6 +37,7 @@ _WHERE: dict[str, str | None] = {
     "Future": "client",
     "LocalCluster": "deploy.local",
     "annotate": "_collections",
+    "as_completed": "client",
     "bag": None,
     "compute": "_collections",
     "config": None,
@@ -53,6 +54,7 @@ _WHERE: dict[str, str | None] = {
     "threaded": None,
     "tokenize": "_collections",
     "visualize": "_collections",
+    "wait": "client",
 }
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "Future",
     "LocalCluster",
     "annotate",
+    "as_completed",
     "bag",
     "compute",
     "config",
@@ -76,6 +79,7 @@ __all__ = [
     "threaded",
     "tokenize",
     "visualize",
+    "wait",
 ]
 
 

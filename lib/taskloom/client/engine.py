@@ -165,11 +165,14 @@ class Engine:
 
     def _wake(self) -> None:
         if not self._awake and not self.forked:
-            self._awake = True
             try:
+                self._awake = True
                 self.loop.call_soon_threadsafe(self._work)  # it appends to a deque and writes to a socket
             except RuntimeError:  # the loop is closed
                 pass
+            except BaseException:  # Ctrl-C: maybe nobody was woken
+                self._awake = False
+                raise
 
     def _work(self) -> None:
         self._awake = False

@@ -250,10 +250,10 @@ class _Worker:
         self.fetching.lost(self, asked, reached)
 
     def close(self) -> None:
-        """Close it."""
+        """Close it: at once, as there is nothing more to say and the event loop ends."""
         self._closed = True
         if self._connection is not None:
-            self._connection.close()
+            self._connection.abort()
         else:
             self._task.cancel()
 

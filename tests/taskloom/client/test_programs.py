@@ -106,9 +106,10 @@ with Client(n_workers=1, threads_per_worker=2) as client:
     assert client.gather(client.map(inc, range(1000))) == list(range(1, 1001))
     engine = client._engine
     deadline = time.monotonic() + 20
-    while engine.machine.wishes and time.monotonic() < deadline:
+    # A Ctrl-C in the midst of a future's __del__ is printed and forgotten by Python, and what was dropped with it.
+    while len(engine.machine.wishes) > 20 and time.monotonic() < deadline:
         time.sleep(0.01)
-    print(struck > 50, len(engine.machine.wishes) <= struck, engine.machine._pinned, engine.is_connected)
+    print(struck > 50, len(engine.machine.wishes) <= 20, engine.machine._pinned, engine.is_connected)
 """)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False)
     assert done.stdout == "True True {} True\n", done.stderr
@@ -127,7 +128,8 @@ def slow(x):
 
 with Client(n_workers=2, threads_per_worker=1) as client:
     found = []
-    thread = threading.Thread(target=lambda: found.append(client.get({('x', i): (slow, i) for i in range(6)}, [('x', i) for i in range(6)])))
+    graph = {("x", i): (slow, i) for i in range(6)}
+    thread = threading.Thread(target=lambda: found.append(client.get(graph, list(graph))))
     thread.start()
     threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
