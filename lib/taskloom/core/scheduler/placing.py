@@ -15,7 +15,7 @@ it has not begun.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import islice
 
@@ -36,6 +36,7 @@ LARGE = 64 * 1024  # bytes of a value that counts when it is asked whether there
 SHARE = 0.5  # of a worker's memory for values: from 0.6 on it moves some to disk
 AGAIN = 0.1  # seconds until a worker that could not reach another one is told to again, at first
 LONGEST = 10.0  # and at last
+SPAN = 16  # tasks, from which on it is worth while to look whether they stand side by side
 LATENCY = 0.002  # seconds that any transfer costs, for weighing
 
 Need = tuple[tuple[str, ...], tuple[tuple[str, float], ...]]  # names of workers (none: all), and resources
@@ -356,6 +357,10 @@ class Placing:
         if self.heavy or worker.heavy:
             self._let_in(worker)
         chosen: list[int] = []
+        if not (apart or own or worker.queue or worker.coming or self.late or self.heavy or worker.heavy):
+            self._take_ahead(worker, chosen, room, least, most, fair)
+            count += len(chosen)
+            room = HORIZON * threads - worker.load
         while count < most and (room > 0 or count < least or (worker.coming and self._has_data(worker))):
             slot = self._next(worker, own)
             exceeds = slot < 0
@@ -404,8 +409,63 @@ class Placing:
             worker.sent[slot] = cost
             worker.load += cost
             self.todo -= 1
-            self.placed(slot)
+            if tasks.dependents[slot] is not None:
+                self.placed(slot)
         return chosen
+
+    def _take_ahead(self, worker: Worker, chosen: list[int], room: float, least: int, most: int, fair: int) -> None:
+        """What :meth:`choose` does, for the plain tasks that come next: without inputs, for any worker, of small values.
+
+        It is written out as a scheduler's work for such tasks is little else.
+        """
+        tasks = self.tasks
+        state, place, functions, deps, dependents = (
+            tasks.state,
+            tasks.place,
+            tasks.function,
+            tasks.deps,
+            tasks.dependents,
+        )
+        sent, number, queue, late = worker.sent, worker.number, worker.queue, self.late
+        count = len(sent)
+        load, threads = worker.load, worker.threads
+        while self.open and not queue and not late:
+            block = self.open[0][2]
+            if block.bound:
+                break
+            base, cursor, end = block.base, block.cursor, block.count
+            while cursor < end and count < most and (room > 0 or count < least):
+                slot = base + cursor
+                if state[slot] == READY:
+                    function = functions[slot]
+                    assert function is not None
+                    cost = function.seconds
+                    if (
+                        deps[slot]
+                        or function.nbytes > LARGE
+                        or (len(chosen) >= fair and count >= threads and cost * len(chosen) > HORIZON / 100)
+                    ):
+                        break
+                    chosen.append(slot)
+                    count += 1
+                    room -= cost
+                    load += cost
+                    state[slot] = SENT
+                    place[slot] = number
+                    sent[slot] = cost
+                    if dependents[slot] is not None:
+                        block.cursor = cursor + 1
+                        self.placed(slot)
+                        if queue or late:
+                            cursor += 1
+                            break
+                cursor += 1
+            block.cursor = cursor
+            if cursor < end:
+                break
+            del self.open[0]
+        worker.load = load
+        self.todo -= len(chosen)
 
     def placed(self, slot: int) -> None:
         """A task is on its way: what is made of it may be sent too."""
@@ -503,7 +563,10 @@ class Placing:
         tasks = self.tasks
         self.grant += 1
         grant, number = self.grant, worker.number
-        tids, priorities, functions, deps, owners, resources = [], [], [], [], [], []
+        if len(slots) >= SPAN and self._send_span(worker, slots):
+            return
+        tids, priorities, functions, owners, resources = [], [], [], [], []
+        deps: list[Sequence[int]] = []
         sources: dict[int, int] = {}
         wanted = bytearray()
         new: list[Function] = []
@@ -519,7 +582,7 @@ class Placing:
                 worker.functions.add(function.number)
                 new.append(function)
             needed = tasks.deps[slot]
-            names = []
+            names: list[int] = []
             for d in needed:
                 tid = tasks.owner[d].high + d
                 names.append(tid)
@@ -546,6 +609,36 @@ class Placing:
             number,
             Run(grant, tids, priorities, functions, args, deps, bytes(wanted), sources, owners, resources),
         )
+
+    def _send_span(self, worker: Worker, slots: list[int]) -> bool:
+        """The same for tasks of one submission, side by side and without inputs; False: they are not."""
+        tasks = self.tasks
+        first, count = slots[0], len(slots)
+        end = first + count
+        block = tasks.owner[first]
+        if slots[-1] != end - 1 or end > block.base + block.count or any(tasks.deps[first:end]):
+            return False
+        functions = tasks.function[first:end]
+        new = [function for function in dict.fromkeys(functions) if function.number not in worker.functions]  # type: ignore[union-attr]
+        if new:
+            worker.functions.update([function.number for function in new])  # type: ignore[union-attr]
+            self.out.worker(worker.number, Functions([f.number for f in new], [f.payload for f in new]))  # type: ignore[union-attr]
+        tasks.grant[first:end] = [self.grant] * count
+        rank, counter, uuid = block.rank + first - block.base, block.first + first - block.base, block.client.uuid
+        run = Run(
+            self.grant,
+            range(block.high + first, block.high + end),
+            range(rank, rank + count),
+            [function.number for function in functions],  # type: ignore[union-attr]
+            tasks.args[first:end],
+            [()] * count,
+            bytes(tasks.wanted[first:end]),
+            {},
+            [(uuid, n) for n in range(counter, counter + count)],
+            [block.resources] * count,
+        )
+        self.out.worker(worker.number, run)
+        return True
 
     def _giver(self, slot: int, number: int) -> int:
         """From whom a worker gets a value that is to be everywhere: not all from the same one."""
