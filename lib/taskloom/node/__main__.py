@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import logging
 import os
 import signal
 import sys
@@ -49,6 +50,12 @@ def _worker(hello: dict[str, Any]) -> None:
                 file=sys.stderr,
             )
             _die(REFUSED)
+
+    # What the worker itself has to say. Where no handler is set, Python would print it, but capturing what tasks log is one.
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("taskloom: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    logging.getLogger("taskloom").addHandler(handler)
 
     async def main() -> None:
         node = WorkerNode(**hello, die=_die)

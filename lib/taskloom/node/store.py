@@ -186,6 +186,7 @@ class Store:
         self._closed = False
         self._collect = False
         self._quiet = threading.Condition(self._lock)  # a round is over
+        self._room = threading.Condition(self._lock)  # a value has been written
         self._rounds = self._rounds_over = 0  # of the thread
 
     # --- values
@@ -215,6 +216,20 @@ class Store:
         if self._managed - self._leaving > self._mark:
             self._call()
         return size
+
+    def wait_for_room(self, timeout: float = 5.0) -> None:
+        """Wait while more than the target is in memory and the disk is behind; for threads that make values.
+
+        Else who makes them faster than the disk takes them would fill the memory, and be ended for it. What cannot be written
+        is not waited for.
+        """
+        if self._managed <= self._mark:
+            return
+        deadline = monotonic() + timeout
+        with self._lock:
+            while self._managed > self._mark and self._leaving and not self._closed:
+                if not self._room.wait(deadline - monotonic()):
+                    return
 
     def get(self, tid: int) -> Any:
         """A value, from disk if need be.
@@ -562,6 +577,7 @@ class Store:
         with self._lock:
             entry.leaving = False
             self._leaving -= entry.size
+            self._room.notify_all()
             if entry.gone and not entry.pins:
                 dropped = self._throw_away(entry)
             elif entry in self._stuck:
@@ -600,6 +616,7 @@ class Store:
         """Forget everything and remove the folder on disk."""
         with self._lock:
             self._closed = True
+            self._room.notify_all()
             entries, self._entries = self._entries, {}
             for queue in self._queues:
                 queue.clear()

@@ -110,6 +110,7 @@ class _Worker:
         self.failures = 0  # starts in a row that did not get so far
         self.ending = False  # it was asked to
         self.excused = False  # nobody is to be blamed for its end
+        self.stopped = False  # and that was told
         self.lines: deque[str] = deque(maxlen=LINES)
         self.stopped_since = 0.0
         self.words = ""  # why we have killed it
@@ -528,12 +529,16 @@ class Supervisor:
         if about.status() == psutil.STATUS_STOPPED:
             if not worker.stopped_since:
                 worker.stopped_since = now
-            elif worker.stopped_since > 0 and now - worker.stopped_since >= STOPPED:
-                worker.stopped_since = -1.0  # told
-                self._tell(f"worker {worker.name} is stopped (SIGSTOP); what it was doing is done elsewhere")
+            elif now - worker.stopped_since >= STOPPED:
+                # again and again: it may have gone on for a moment, and come back to the scheduler
+                worker.stopped_since = now
+                if not worker.stopped:
+                    worker.stopped = True
+                    self._tell(f"worker {worker.name} is stopped (SIGSTOP); what it was doing is done elsewhere")
                 if self._connection is not None:
                     self._connection.send(Stopped(worker.launch))
         else:
+            worker.stopped = False
             worker.stopped_since = 0.0
         if self.limit and worker.process is not None:
             memory = about.memory_info()

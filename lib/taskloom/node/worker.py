@@ -57,7 +57,7 @@ from taskloom.node.executor import CANCELLED, DONE, STUCK, Executor
 from taskloom.node.memory import Pause, Resume, Terminate
 from taskloom.node.output import Output
 from taskloom.node.sizes import sizeof
-from taskloom.node.transfers import Pieces, Sender, Transfers
+from taskloom.node.transfers import LARGE, Pieces, Sender, Transfers
 from taskloom.node.values import Values
 from taskloom.protocol import Payload
 from taskloom.serialize.errors import dump_error
@@ -259,7 +259,7 @@ class WorkerNode:
         self.connection = None
         if self._closing:
             return
-        _log.warning("worker %s has lost the scheduler at %s: %s", self.name, self.scheduler, reason)
+        _log.info("worker %s has lost the scheduler at %s: %s", self.name, self.scheduler, reason)
         self._events.clear()
         withdrawn: list[Any] = self.executor.withdraw()
         if self._chains is not None:
@@ -282,6 +282,14 @@ class WorkerNode:
                 break
             except (CommError, OSError) as error:
                 problem = error
+                if n == 3:  # not at once: a program that ends takes them all with it, one after the other
+                    _log.warning(
+                        "worker %s has lost the scheduler at %s, and looks for it for %.0f s: %s",
+                        self.name,
+                        self.scheduler,
+                        self.patience,
+                        error,
+                    )
         if not self._closing:
             print(
                 f"taskloom worker {self.name}: the scheduler at {self.scheduler} is gone, so this worker ends. {problem}",
@@ -391,6 +399,8 @@ class WorkerNode:
 
     def _finish(self, key: Any, value: Any, seconds: float) -> Any:
         size = sizeof(value)
+        if size > LARGE and self.limit:
+            self.values.wait_for_room()
         task = self.machine.running[key]
         result = calls.pack_result(value, size) if task.wanted else None
         self._fresh[key[1]] = value  # for tasks that were handed over behind this one
