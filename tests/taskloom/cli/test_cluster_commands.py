@@ -134,3 +134,87 @@ def test_what_is_wrong_is_said_in_a_line(terminals):
     assert "is not NAME=AMOUNT" in terminals.run("worker", address, "--resource", "GPU").stderr
     with pytest.raises(CommError):
         Client("tcp://127.0.0.1:1", token="x" * 43, timeout=0.3)
+
+
+# --- the end of workers
+
+
+def worker_pids(client):
+    return {worker["pid"] for worker in client.scheduler_info()["workers"].values()}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_workers_that_are_told_to_end_have_their_values_moved(terminals, tmp_path, number, code):
+    _, address = terminals.start("scheduler", "--http-port", "-1", "--port", "0", "--grace", "0")
+    first, _ = terminals.start("worker", address, "--nworkers", "2", "--nthreads", "1", "--name", "going")
+    assert first.stdout.readline().startswith("taskloom worker going-")
+    ran = tmp_path / "ran"
+    ran.mkdir()
+    folder = str(ran)
+
+    def make(n):
+        with open(os.path.join(folder, f"{n}-{os.urandom(4).hex()}"), "w"):
+            return bytes(100_000 + n)
+
+    with terminals.client(address) as client:
+        made = client.map(make, range(20))
+        until(lambda: all(future.done() for future in made))
+        before = worker_pids(client)
+        terminals.start("worker", address, "--nthreads", "1", "--name", "staying")
+        first.send_signal(number)
+        assert first.wait(30) == code
+        assert "leaving, once others have what they hold" in first.stdout.read()
+        assert not before & worker_pids(client)
+        assert [len(value) - 100_000 for value in client.gather(made)] == list(range(20))
+    assert len(os.listdir(ran)) == 20  # nothing was made again
+
+
+def test_ctrl_c_once_more_ends_them_at_once(terminals):
+    _, address = terminals.start("scheduler", "--http-port", "-1", "--port", "0", "--grace", "0")
+    worker, _ = terminals.start("worker", address, "--name", "alone")
+    with terminals.client(address) as client:
+        kept = client.submit(lambda: bytes(100_000))  # nobody else is there who could take it
+        until(kept.done)
+        worker.send_signal(signal.SIGINT)
+        until(lambda: "leaving" in worker.stdout.readline())
+        worker.send_signal(signal.SIGINT)
+        assert worker.wait(20) == 130
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_cluster_in_one_command(terminals, number, code):
+    cluster, address = terminals.start(
+        "cluster", "--nworkers", "2", "--nthreads", "1", "--port", "0", "--http-port", "-1", "--memory-limit", "1GiB"
+    )
+    with terminals.client(address) as client:
+        workers = client.scheduler_info()["workers"]
+        assert sorted(workers) == ["worker-0", "worker-1"]
+        assert {worker["memory_limit"] for worker in workers.values()} == {2**30}
+        assert client.gather(client.map(inc, range(10))) == list(range(1, 11))
+        pids = worker_pids(client)
+    cluster.send_signal(number)
+    assert cluster.wait(20) == code
+    until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+
+
+def test_settings_of_workers(terminals):
+    _, address = terminals.start("scheduler", "--http-port", "-1", "--port", "0", "--grace", "0")
+    for args in (["worker", address], ["cluster", "--port", "0", "--http-port", "-1"]):
+        wrong = terminals.run(*args, "--memory-limit", "nonsense")
+        assert wrong.returncode == 2
+        assert "--memory-limit" in wrong.stderr
+        assert "'nonsense' is no number of bytes, such as 4GiB, 500MB or 2000000000" in wrong.stderr
+    assert (
+        "cannot all listen at port 5000" in terminals.run("worker", address, "--nworkers", "2", "--port", "5000").stderr
+    )
+    folder = terminals.token_file.parent
+    (folder / "config.toml").write_text('[worker]\nnworkers = 2\nnthreads = 3\nmemory_limit = "1 GiB"\n')
+    terminals.environ |= {"TASKLOOM_CLUSTER__ADDRESS": address, "TASKLOOM_WORKER__NTHREADS": "4"}
+    process, _ = terminals.start("worker", "--memory-limit", "2 GiB", "--name", "w")
+    process.stdout.readline()
+    with terminals.client(address) as client:
+        workers = client.scheduler_info()["workers"]
+        assert {name: (worker["threads"], worker["memory_limit"]) for name, worker in workers.items()} == {
+            "w-0": (4, 2**31),
+            "w-1": (4, 2**31),
+        }
