@@ -67,19 +67,20 @@ class Watcher:
         """One has, well or not. Called by the event loop's thread, so it has to be quick."""
 
 
-class _Countdown(Watcher):
-    """Waits for all, or until one has failed."""
+class _Countdown:
+    """Waits for all of these, or until one has failed. Thousands are looked after together: a set is quick at that."""
 
-    __slots__ = ("engine", "left", "signal")
+    __slots__ = ("pending", "signal")
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.left = 0
+    def __init__(self, counters: Iterable[int]) -> None:
+        self.pending = set(counters)
         self.signal = Signal()
 
-    def settled(self, counter: int) -> None:
-        self.left -= 1
-        if not self.left or self.engine.wish(counter).state == FAILED:
+    def settled(self, counters: Sequence[int], failed: Sequence[int]) -> None:
+        """These have ended; of these, these have failed."""
+        over = any(counter in self.pending for counter in failed)
+        self.pending.difference_update(counters)
+        if over or not self.pending:
             self.signal.set()
 
 
@@ -116,6 +117,7 @@ class Engine:
         self.token = token
         self.patience = patience
         self.machine = ClientMachine(os.urandom(16))
+        self._wish_of_machine = self.machine.wishes.get
         self.lock = threading.Lock()
         self.named: dict[int, Any] = {}
         self.labels: dict[int, Any] = {}
@@ -123,6 +125,7 @@ class Engine:
         self.forked = False
         self._screen = screen
         self._watchers: dict[int, list[Watcher]] = {}
+        self._countdowns: list[_Countdown] = []
         self._refs: dict[int, int] = {}  # counter -> how many futures more than one it has
         self._keys: dict[Any, int] = {}  # keys that are shared -> their counters
         self._key_of: dict[int, Any] = {}  # and the other way round
@@ -212,7 +215,8 @@ class Engine:
         connection = self._connection
         if connection is not None:
             for message in messages:
-                connection.send(message)
+                connection.put(message)
+            connection.flush()
 
     @property
     def is_connected(self) -> bool:
@@ -334,11 +338,12 @@ class Engine:
             self.reason = reason
         with self.lock:
             watchers, self._watchers = self._watchers, {}
+            countdowns = self._countdowns[:]
         for counter, several in watchers.items():
             for watcher in several:
                 watcher.settled(counter)
-                if type(watcher) is _Countdown:
-                    watcher.signal.set()
+        for countdown in countdowns:
+            countdown.signal.set()
         questions, self._questions = self._questions, {}
         for question in questions.values():
             question.answer = ClusterError(self.reason)
@@ -445,6 +450,20 @@ class Engine:
         """Tell those who wait for tasks that have ended."""
         watchers = self._watchers
         found = []
+        if self._countdowns:
+            wish = self.wish if self._given_up else self._wish_of_machine
+            ended, failed = [], []
+            for counter in counters:
+                state = wish(counter, _WAITING).state
+                if state != PENDING:
+                    ended.append(counter)
+                    if state == FAILED:
+                        failed.append(counter)
+            with self.lock:
+                for countdown in self._countdowns:
+                    countdown.settled(ended, failed)
+        if not watchers:
+            return
         with self.lock:
             for counter in counters:
                 if counter in watchers and self.wish(counter).state != PENDING:
@@ -484,13 +503,13 @@ class Engine:
         """Tasks of which some were sent and the others are not to come: pins among them end."""
         self.call(self._submit, Columns(first, [], [], [], b"", (first, end)), None)
 
-    def wish(self, counter: int) -> Wish:
-        """What is known of a task."""
+    def wish(self, counter: int, default: Wish = _WAITING) -> Wish:
+        """What is known of a task; what is not there is on its way to the machine."""
         if self._given_up:
             found = self._given_up.get(counter)
             if found is not None:
                 return found
-        return self.machine.wishes.get(counter, _WAITING)  # what is not there is on its way to the machine
+        return self.machine.wishes.get(counter, default)
 
     def share(self, counter: int, key: Any = None) -> None:
         """One future more of a task."""
@@ -565,7 +584,7 @@ class Engine:
             counters = gone
         for counter in counters:
             self.labels.pop(counter, None)
-        if self._watchers:
+        if self._watchers or self._countdowns:
             self._wake_those_who_wait_for(counters)
         if self._screen is not None:
             self._screen.ended(counters)
@@ -573,7 +592,9 @@ class Engine:
 
     def _wake_those_who_wait_for(self, counters: list[int]) -> None:
         """What is waited for was released by somebody else."""
-        waited = [counter for counter in counters if counter in self._watchers]
+        with self.lock:
+            watched = [self._watchers, *[countdown.pending for countdown in self._countdowns]]
+            waited = [counter for counter in counters if any(counter in some for some in watched)]
         if waited:
             released = Wish(FAILED, error=ClusterError("the future was released while its value was waited for"))
             with self.lock:
@@ -677,32 +698,30 @@ class Engine:
         """
         if self.forked:
             self.check()
-        countdown = _Countdown(self)
         pending = []
         with self.lock:
             if self.reason:
                 return
+            wish = self.wish if self._given_up else self._wish_of_machine
             for counter in counters:
-                state = self.wish(counter).state
+                state = wish(counter, _WAITING).state
                 if state == PENDING:
                     pending.append(counter)
                 elif state == FAILED:
                     return
-            pending = list(dict.fromkeys(pending))
-            countdown.left = len(pending)
-            for counter in pending:
-                self._watchers.setdefault(counter, []).append(countdown)
-        if not pending:
-            return
+            if not pending:
+                return
+            countdown = _Countdown(pending)
+            self._countdowns.append(countdown)
         try:
             happened = await countdown.signal.wait(deadline)
-        except BaseException:
-            self.unwatch(pending, countdown)
-            raise
-        if not happened or countdown.left:
-            self.unwatch(pending, countdown)
+        finally:
+            with self.lock:
+                self._countdowns.remove(countdown)
         if not happened:
-            raise TimeoutError(f"{countdown.left} of {len(set(counters))} values were not there after {timeout:g} s")
+            raise TimeoutError(
+                f"{len(countdown.pending)} of {len(set(counters))} values were not there after {timeout:g} s"
+            )
 
     async def values(
         self,

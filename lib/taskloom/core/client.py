@@ -121,11 +121,14 @@ class ClientMachine:
         if unpin[0] < unpin[1]:
             for counter in [counter for counter in self._pinned if unpin[0] <= counter < unpin[1]]:
                 del self._pinned[counter]
-        for k, want in enumerate(wanted):
-            if want & WISH:
-                self.wishes[first + k] = _PENDING
-            if want & PIN and not unpin[0] <= first + k < unpin[1]:
-                self._pinned[first + k] = None
+        if wanted.count(WISH) == len(wanted):
+            self.wishes.update(dict.fromkeys(range(first, first + len(wanted)), _PENDING))
+        else:
+            for k, want in enumerate(wanted):
+                if want & WISH:
+                    self.wishes[first + k] = _PENDING
+                if want & PIN and not unpin[0] <= first + k < unpin[1]:
+                    self._pinned[first + k] = None
         return first, [*self._new_functions(), block]
 
     def reserve(self, count: int) -> int:
@@ -218,9 +221,10 @@ class ClientMachine:
                 columns = zip(
                     message.counters, message.tids, message.sizes, message.places, message.results, strict=True
                 )
+                make = tuple.__new__  # as Wish(...), in half the time
                 for counter, tid, size, place, result in columns:
                     if counter in wishes:
-                        wishes[counter] = Wish(READY, place, tid, size, result)
+                        wishes[counter] = make(Wish, (READY, place, tid, size, result, -1, None))
                         changed.append(counter)
             elif kind is Erred:
                 for counter, culprit, error in zip(message.counters, message.culprits, message.errors, strict=True):

@@ -196,13 +196,13 @@ def test_many_dropped_futures_are_few_messages(client, until):
     last = futures[0].counter  # a list lets go of its last item first
     said = []
     connection = client._engine._connection
-    send = connection.send
-    connection.send = lambda message: (said.append(message), send(message))
+    put = connection.put
+    connection.put = lambda message: (said.append(message), put(message))
     try:
         del futures
         until(lambda: last not in client._engine.machine.wishes)
     finally:
-        del connection.send
+        del connection.put
     releases = [message for message in said if type(message) is Release]
     assert sum(len(message.counters) for message in releases) >= 10_000
     assert len(releases) < 100

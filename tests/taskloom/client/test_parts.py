@@ -113,7 +113,7 @@ logging.getLogger("mine").addHandler(Handler())
 with Client(sys.argv[1], token=sys.argv[2]) as client, warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     sys.stderr = sys.stdout
-    client.get({"x": (talk, 1)}, "x")
+    client.get({"x": (talk, 1)}, "x", workers="worker-1")  # Python warns once a place, in each process
     client.submit(talk, 2, workers="worker-0").result()
     assert [str(w.message) for w in caught] == ["careful"] * 2
 with Client(sys.argv[1], token=sys.argv[2], output=False) as client:
