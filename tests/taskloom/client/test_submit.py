@@ -353,3 +353,9 @@ def test_a_function_by_value_is_what_it_is_at_each_call(client):
     for step in (1, 2):
         space["step"] = step
         assert client.submit(other, 1).result() == 1 + step
+
+
+def test_short_chains_on_workers_with_several_threads(client):
+    """The word that the second task has ended may come before that of the first, which another thread ran."""
+    for n in range(300):
+        assert client.get({"x": n, "y": (sum, ["x", 10])}, "y", timeout=30) == n + 10
