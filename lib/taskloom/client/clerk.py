@@ -21,10 +21,12 @@ class Clerk:
     Args:
         name: of the thread.
 
+    >>> called = []
     >>> clerk = Clerk("example")
-    >>> clerk.put(print, "called")
+    >>> clerk.put(called.append, 1)
     >>> clerk.close(10.0)
-    called
+    >>> called
+    [1]
     """
 
     def __init__(self, name: str) -> None:

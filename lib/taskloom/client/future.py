@@ -212,11 +212,12 @@ class Future(Handle):
         Args:
             function: of one argument.
 
-        >>> import taskloom
+        >>> import queue, taskloom
+        >>> ended = queue.SimpleQueue()
         >>> with taskloom.Client(n_workers=1) as client:
-        ...     future = client.submit(abs, -1)
-        ...     future.add_done_callback(lambda future: print(future.key == "abs-0", future.result()))
-        True 1
+        ...     client.submit(abs, -1).add_done_callback(ended.put)
+        ...     ended.get(timeout=60).result()
+        1
         """
         self.client._when_done(self, function)
 

@@ -110,8 +110,9 @@ class Queries:
             How many workers there are, once there are as many as before, and those that were to go are gone.
         """
         node = self.node
+        node._flush()  # what was asked for before this, in the same moment
         node.machine.cancel_all("it was cancelled, as a client has restarted the cluster")
-        node.call()
+        node._flush()  # clients hear of it before the answer
         launches = {peer.launch: peer.number for peer in node.peers.values() if peer.kind == WORKER and peer.launch}
         count = len(node.machine.workers)
         gone = {launches[launch] for launch in launches.keys() - set(node.hosts.restart(list(launches)))}
