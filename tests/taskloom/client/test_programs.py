@@ -94,10 +94,10 @@ with Client(n_workers=1, threads_per_worker=2) as client:
         client.gather(futures)
         client.submit(inc, n, pure=True).result()
 
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
     for n in range(300):
-        signal.setitimer(signal.ITIMER_REAL, 0.0002 + n % 60 * 0.0003)
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
         try:
+            signal.setitimer(signal.ITIMER_REAL, 0.0002 + n % 60 * 0.0003)
             work(n)
             signal.setitimer(signal.ITIMER_REAL, 0)
         except KeyboardInterrupt:
