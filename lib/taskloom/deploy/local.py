@@ -246,7 +246,7 @@ class LocalCluster:
             return {f"{self._name}-0": os.getpid()}
         found = {}
         for worker in list(self._supervisor.workers.values()):
-            if worker.process is not None:
+            if worker.process is not None and worker.process.returncode is None:
                 found[worker.name] = worker.process.pid
         return found
 
