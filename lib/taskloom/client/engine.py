@@ -447,27 +447,28 @@ class Engine:
         return counter in self._given_up
 
     def _notify(self, counters: Iterable[int]) -> None:
-        """Tell those who wait for tasks that have ended."""
+        """Tell those who wait for tasks that have ended.
+
+        Who begins to wait looks at the machine with the lock held. So it sees that a task has ended, or is found here.
+        """
         watchers = self._watchers
         found = []
-        if self._countdowns:
-            wish = self.wish if self._given_up else self._wish_of_machine
-            ended, failed = [], []
-            for counter in counters:
-                state = wish(counter, _WAITING).state
-                if state != PENDING:
-                    ended.append(counter)
-                    if state == FAILED:
-                        failed.append(counter)
-            with self.lock:
+        with self.lock:
+            if self._countdowns:
+                wish = self.wish if self._given_up else self._wish_of_machine
+                ended, failed = [], []
+                for counter in counters:
+                    state = wish(counter, _WAITING).state
+                    if state != PENDING:
+                        ended.append(counter)
+                        if state == FAILED:
+                            failed.append(counter)
                 for countdown in self._countdowns:
                     countdown.settled(ended, failed)
-        if not watchers:
-            return
-        with self.lock:
-            for counter in counters:
-                if counter in watchers and self.wish(counter).state != PENDING:
-                    found.append((counter, watchers.pop(counter)))
+            if watchers:
+                for counter in counters:
+                    if counter in watchers and self.wish(counter).state != PENDING:
+                        found.append((counter, watchers.pop(counter)))
         for counter, several in found:
             for watcher in several:
                 watcher.settled(counter)
@@ -584,8 +585,7 @@ class Engine:
             counters = gone
         for counter in counters:
             self.labels.pop(counter, None)
-        if self._watchers or self._countdowns:
-            self._wake_those_who_wait_for(counters)
+        self._wake_those_who_wait_for(counters)
         if self._screen is not None:
             self._screen.ended(counters)
         self._say(self.machine.release(counters))
@@ -593,6 +593,8 @@ class Engine:
     def _wake_those_who_wait_for(self, counters: list[int]) -> None:
         """What is waited for was released by somebody else."""
         with self.lock:
+            if not self._watchers and not self._countdowns:
+                return
             watched = [self._watchers, *[countdown.pending for countdown in self._countdowns]]
             waited = [counter for counter in counters if any(counter in some for some in watched)]
         if waited:

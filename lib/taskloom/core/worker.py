@@ -448,8 +448,22 @@ class WorkerMachine:
             message.resources,
             strict=True,
         )
+        # Tasks in the order of their priorities that need nothing begin as they come, where nothing is before them.
+        running, waiters, act = self.running, self.waiters, self._actions.append
+        in_order = type(message.priorities) is range and not ready
+        limit = self._limit() if in_order else 0
         for tid, priority, function, args, deps, want, owner, resources in columns:
             task = tasks[tid] = Start(grant, tid, function, args, deps, bool(want & WISH), priority, owner, resources)
+            if not deps and not resources:
+                if len(running) < limit and tid not in waiters:
+                    task.running = True
+                    running[task.key] = task
+                    act(task)
+                else:
+                    limit = 0
+                    heappush(ready, (priority, tid, grant, task))
+                continue
+            limit = 0
             for d in deps:
                 if d in data:
                     continue
@@ -557,11 +571,15 @@ class WorkerMachine:
 
     # --- what happens here
 
+    def _limit(self) -> int:
+        """How many tasks the threads may have been given."""
+        return 1 if self.paused else self.threads + int(self.ahead * self.threads / max(self._mean, 2e-6))
+
     def _begin(self) -> None:
         """Start what can be started: the highest priority first."""
         ready = self._ready
         held: list[tuple[int, int, int, Start]] = []
-        limit = 1 if self.paused else self.threads + int(self.ahead * self.threads / max(self._mean, 2e-6))
+        limit = self._limit()
         running, tasks, data, act = self.running, self.tasks, self.data, self._actions.append
         while ready and len(running) < limit:
             entry = heappop(ready)
@@ -709,9 +727,7 @@ class WorkerMachine:
         """A value is here: for tasks that wait for it, and for those who asked."""
         handed = self._chains and (made_here or self._is_handed(tid))
         for waiting in self.waiters.pop(tid, ()):
-            task = self.tasks.get(waiting)
-            if task is None:  # handed over behind this one, and another thread's word that it has ended came first
-                continue
+            task = self.tasks[waiting]
             task.missing -= 1
             if not handed:
                 task.unhanded -= 1

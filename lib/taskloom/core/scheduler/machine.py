@@ -854,7 +854,9 @@ class Scheduler:
             tasks.function,
         )
         wanted, undone, uses, nbytes_of, copies = tasks.wanted, tasks.undone, tasks.uses, tasks.nbytes, tasks.copies
-        sent, hold, tell = worker.sent, worker.held.append, self.out.done
+        sent, hold = worker.sent, worker.held.append
+        rows: list[tuple[int, int, int, int, Any]] = []  # what a client is to be told
+        client = -1
         special = bool(worker.taking or worker.begun or worker.coming or tasks.tries)
         stale = runnable = count = total = taught = taught_bytes = 0
         load, taught_seconds = worker.load, 0.0
@@ -869,6 +871,9 @@ class Scheduler:
             block = owner[slot]
             if special or block.special or slot in copies:
                 worker.load = load
+                if rows:
+                    self.out.done_rows(client, rows)
+                    rows = []
                 self._done(slot, worker, nbytes, seconds, result)
                 load = worker.load
                 continue
@@ -911,7 +916,14 @@ class Scheduler:
                     if not left:
                         self._let_go(d)
             if wanted[slot] & WISH:
-                tell(block.client.number, block.first + slot - block.base, tid, nbytes, number, result)
+                if block.client.number != client:
+                    if rows:
+                        self.out.done_rows(client, rows)
+                        rows = []
+                    client = block.client.number
+                rows.append((block.first + slot - block.base, tid, nbytes, number, result))
+        if rows:
+            self.out.done_rows(client, rows)
         if taught:
             function.learn(taught_seconds, taught_bytes, taught)
         worker.holds += count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from taskloom.core.messages import Adopted, CancelTasks, Copy, Done, Drop, Erred, Pending, Resend, TakeBack
@@ -82,6 +83,16 @@ class Outbox:
         last.sizes.append(size)
         last.places.append(place)
         last.results.append(result)
+
+    def done_rows(self, number: int, rows: Sequence[tuple[int, int, int, int, Any]]) -> None:
+        """The same for many: counter, tid, size, place and result of each."""
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        messages = self._clients.setdefault(number, [])
+        if messages and type(messages[-1]) is Done:
+            for column, more in zip(messages[-1], columns, strict=True):
+                column.extend(more)  # type: ignore[attr-defined]
+        else:
+            messages.append(Done(*columns))
 
     def erred(self, number: int, counter: int, culprit: int, error: Any) -> None:
         """A task that a client wants has failed."""
