@@ -284,6 +284,8 @@ class Supervisor:
             await self._connection.wait_closed()
         self.workers.clear()
         self._remove_scratch()
+        # of those that were killed or replaced
+        await asyncio.get_running_loop().run_in_executor(None, remove_orphans, self.folder or tempfile.gettempdir())
         self.finished.set()
         self._announce()
 
@@ -414,7 +416,7 @@ class Supervisor:
         with contextlib.suppress(OSError):
             os.unlink(worker.cells)
         words = worker.words or _why(code)
-        if code < 0 and not self._closing:  # it had no time to remove what it had on disk
+        if code != LEFT and not self._closing:  # it had no time to remove what it had on disk
             self._tidy(self.folder or tempfile.gettempdir())
         if code not in (LEFT, REPLACE, MEMORY) and worker.lines:
             words += "; its last words: " + " | ".join(list(worker.lines)[-5:])[-1000:]
