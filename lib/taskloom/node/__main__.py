@@ -6,7 +6,6 @@ It ends when the pipe LIFE does, which is when the program that started it has e
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ import tempfile
 from typing import Any
 
 from taskloom.local.child import die_with_parent
+from taskloom.node.process import tell_defects
 
 
 def _worker(hello: dict[str, Any]) -> None:
@@ -60,6 +60,7 @@ def _worker(hello: dict[str, Any]) -> None:
     async def main() -> None:
         node = WorkerNode(**hello, die=_die)
         loop = asyncio.get_running_loop()
+        tell_defects(loop, f"taskloom worker {node.name}", lambda: _die(1))
         leaving: list[Any] = []
         loop.add_signal_handler(signal.SIGTERM, _die, LEFT)  # it has nothing yet
         await node.start(listen_at, timeout)
@@ -75,19 +76,7 @@ def _worker(hello: dict[str, Any]) -> None:
 def _scheduler(hello: dict[str, Any]) -> None:
     from taskloom.node.scheduler import serve
 
-    collect_seldom()
     asyncio.run(serve(**hello))
-
-
-def collect_seldom() -> None:
-    """Have the garbage collector look at what is here already never, and at the rest seldom.
-
-    What the machines keep are long lists of numbers, with no cycles to be found in them; looking for some took a third of all
-    time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def _die(code: int) -> None:

@@ -37,6 +37,7 @@ from taskloom.errors import CommError, ProtocolError
 from taskloom.net import Connection, Listener, Options, listen
 from taskloom.net.inproc import InprocListener
 from taskloom.node.hosts import Host, Hosts
+from taskloom.node.process import collect_seldom, tell_defects
 from taskloom.node.queries import Queries
 
 __all__ = ["SchedulerNode", "run_scheduler", "serve"]
@@ -383,6 +384,8 @@ async def serve(
         http_may_fail: whether to go on without it where its port is taken.
         tell: called with the address when it listens.
     """
+    collect_seldom()
+    tell_defects(asyncio.get_running_loop(), "taskloom scheduler")
     sock = None if fd is None else socket.socket(fileno=fd)
     node = SchedulerNode(token, incarnation, grace)
     found = await node.start(address, sock)
