@@ -14,7 +14,9 @@ pickle. None stands for a result that stays at the worker.
 
 from __future__ import annotations
 
+import importlib
 import pickle
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -42,6 +44,7 @@ __all__ = [
 
 ATOMS = frozenset({int, float, str, bool, type(None)})
 SMALL = 64 * 1024  # bytes of a result that comes with the report
+_IMPORTS = 5  # attempts, where another thread imports
 SHORT = 4 * 1024  # characters of one that stands in it as it is; a report may have some thousands
 _BIG = 1 << 63
 _LONG = 1000  # characters, and arguments: what is longer is pickled, as a message's header has its limit
@@ -74,7 +77,24 @@ def pack_function(function: Any) -> Any:
 
 def open_function(payload: Any) -> Any:
     """The other way round."""
-    return pickle.loads(payload.parts[0])
+    return _loads(payload.parts[0])
+
+
+def _loads(data: Any, buffers: Sequence[Any] = ()) -> Any:
+    """Unpickle, also while another thread is at the first import of a module that is needed.
+
+    Python lets two threads that import parts of a package see each other's unfinished modules rather than wait for each other for
+    ever.
+    """
+    for _ in range(_IMPORTS):
+        try:
+            return pickle.loads(data, buffers=buffers)
+        except (ImportError, AttributeError) as error:
+            unfinished = re.search(r"partially initialized module '([^'.]+)", str(error))
+            if unfinished is None:
+                raise
+            importlib.import_module(unfinished[1])  # waits until the other thread has it
+    return pickle.loads(data, buffers=buffers)
 
 
 def are_atoms(args: Sequence[Any]) -> bool:
@@ -109,7 +129,7 @@ def call(function: Any, args: Any, inputs: Sequence[Any]) -> Any:
         return function(*args)
     _present.inputs = inputs
     try:
-        spec, what = pickle.loads(args.parts[0], buffers=args.parts[1:])
+        spec, what = _loads(args.parts[0], args.parts[1:])
     finally:
         _present.inputs = None
     if spec == PLAIN:
@@ -132,7 +152,7 @@ def pack_value(value: Any) -> Payload:
 def open_value(value: Any) -> Any:
     """What :func:`pack_value` or :func:`pack_result` made this of."""
     if type(value) is Payload:
-        return pickle.loads(value.parts[0], buffers=value.parts[1:])
+        return _loads(value.parts[0], value.parts[1:])
     return None if value == () and type(value) is tuple else value
 
 

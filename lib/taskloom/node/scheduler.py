@@ -43,7 +43,7 @@ from taskloom.node.queries import Queries
 __all__ = ["SchedulerNode", "run_scheduler", "serve"]
 
 FEW = 8  # peers: with more, the machine hears all that has come in one turn of the loop together; with fewer, at once
-CLIENT_GRACE = 30.0  # seconds that what a client wanted is kept when its connection broke
+CLIENT_GRACE = 10.0  # seconds that what a client wanted is kept when its connection broke
 
 _log = logging.getLogger("taskloom.scheduler")
 
