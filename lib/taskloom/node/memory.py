@@ -9,6 +9,7 @@ of the limit          measure                    what happens
 ====================  =========================  ========================================================
 60 % ``target``       managed                    values go to disk, down to the target
 70 % ``spill``        process                    values go to disk, until the process is down to the target
+75 %                  process, by reckoning      who makes or reads large values waits until some are on disk
 80 % ``pause``        process                    the worker begins no more tasks than one at a time
 95 % ``terminate``    process                    the worker is replaced
 ====================  =========================  ========================================================
@@ -115,8 +116,18 @@ class MemoryPolicy:
         """Managed bytes above which there is something to decide; None: never."""
         return self._target
 
+    @property
+    def marks(self) -> tuple[float, float, float]:
+        """Bytes of the process from which on values go to disk, no more are to be made, and a worker pauses; inf: never."""
+        if self.limit is None or self._spill is None:
+            gate = spill = float("inf")
+        else:
+            spill = self._spill
+            gate = spill + (0.05 * self.limit if self._pause is None else (self._pause - spill) / 2)
+        return spill, gate, float("inf") if self._pause is None else self._pause
+
     def decide(
-        self, managed: int, rss: int | None, spillable: Iterable[tuple[int, int]], leaving: int = 0
+        self, managed: int, rss: int | None, spillable: Iterable[tuple[int, int]], leaving: int = 0, needed: int = 0
     ) -> list[Order]:
         """What is to be done now.
 
@@ -126,11 +137,12 @@ class MemoryPolicy:
             spillable: (tid, bytes) of what may be written, in the order in which it should go; only as much of it is looked
                 at as is needed.
             leaving: bytes of the values that are being written to disk and will be gone then.
+            needed: bytes that have to go for another reason: what is about to come needs the room.
         """
         orders: list[Order] = []
-        need = 0
+        need = needed
         if self._target is not None:
-            need = managed - leaving - self._target
+            need = max(need, managed - leaving - self._target)
         if rss is not None:
             if self._spill is not None:
                 if rss > self._spill:

@@ -32,11 +32,11 @@ import zict
 from taskloom.errors import TaskloomError
 from taskloom.node.folders import make_owned, remove_orphans
 
-__all__ = ["SpillError", "SpillFolder", "remove_orphans"]
+__all__ = ["MAP_FROM", "SpillError", "SpillFolder", "remove_orphans"]
 
 _MAGIC = b"TLV1"
 _ALIGN = 64
-_MAP_FROM = 256 * 1024  # bytes; smaller files are read
+MAP_FROM = 256 * 1024  # bytes; smaller files are read
 
 Buffer = bytes | bytearray | memoryview
 
@@ -120,7 +120,7 @@ class SpillFolder:
         try:
             with open(path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                if size >= _MAP_FROM:
+                if size >= MAP_FROM:
                     mapped = mmap(file.fileno(), size, access=ACCESS_COPY)
                     self._mapped += size
                     weakref.finalize(mapped, self._unmapped.append, size).atexit = False

@@ -7,6 +7,8 @@ How a worker drives it, beside :mod:`taskloom.node.executor`::
     with store.pin(deps) as inputs:             # from Start to the end of the task, or while a transfer lasts
         value = inputs.get(tid)                 # reads from disk where it has to: `prepare` of the executor
     store.forget(tids); store.rename({old: new})  # the machine's Forget and Rename
+    store.expect(ticket, nbytes)                # before a task that makes so much: waits while the disk is behind
+    store.made(ticket, nbytes)                  # it has; until `arrived(ticket)`, after `put`, it counts beside the values
     for order in store.check():                 # every 200 ms or so: Pause, Resume, Terminate; it spills by itself
         ...
 
@@ -18,6 +20,10 @@ What holds:
 - A value that was read back keeps its file, so that it can be dropped again without writing. Values are not to be changed.
 - What does not pickle, and what the disk has no room for, stays in memory; both are counted, and said once.
 - No lock is held while a value is pickled, written, read, or thrown away: all of these may run the user's code.
+- What the process takes is known at any time, about: what it took when it was measured last, what has come and gone since,
+  and what is about to come. Who makes or reads large values waits (``expect``, ``get``) while that is too much; for the disk, and
+  for tasks that are under way, but for nothing else, and never longer than ``_PATIENCE``. So nobody waits for ever.
+- What others have a reference to, a task that runs above all, does not go: to write it would free nothing.
 
 Which value goes is nearly the one whose last use is longest ago (second chance: a use sets a mark, and who has one goes to
 the end of the queue once instead of to disk); those above the target by themselves first, those of a few kilobytes last, as a
@@ -27,20 +33,22 @@ thread, know no pins, and take ten times as long to get a value. Its files are u
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
+import os
 import sys
 import tempfile
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from sys import getrefcount
 from time import monotonic
 from typing import Any, NamedTuple
 
 from taskloom.node.memory import MemoryPolicy, Order, Pause, Spill
 from taskloom.node.sizes import sizeof
-from taskloom.node.spill import SpillError, SpillFolder
+from taskloom.node.spill import MAP_FROM, SpillError, SpillFolder
+from taskloom.node.trim import trim_memory
 from taskloom.serialize.objects import dumps, loads
 
 __all__ = ["Counts", "Pins", "Store"]
@@ -48,8 +56,13 @@ __all__ = ["Counts", "Pins", "Store"]
 _SMALL = 16 * 1024  # bytes; values below go to disk last
 _RETRY = 5.0  # seconds until a disk that had no room is tried again
 _TRIM_FROM = 8 << 20  # bytes that were freed, after which the allocator is asked to give back what it keeps
+_LARGE = 64 * 1024  # bytes; who makes less need only wait when memory is full already
+_FRESH = 0.003  # seconds for which who waits believes a measurement of the process
+_PATIENCE = 4.0  # seconds that anybody waits at most: less than an executor gives a task that was cancelled
 
 _log = logging.getLogger("taskloom.node.store")
+
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 _ABSENT: Any = type("_Absent", (), {"__slots__": ()})()
 
@@ -85,10 +98,11 @@ class _Entry:
         file: its name on disk; "" where there is none.
         used: since it was last considered.
         leaving: it is being written.
+        flat: bytes of its buffers in its file; ``mapped``: that many of the value in memory are pages of the file.
         gone: nobody can ask for it any more; who has it pinned still has it.
     """
 
-    __slots__ = ("file", "gone", "leaving", "pins", "size", "tid", "used", "value")
+    __slots__ = ("file", "flat", "gone", "leaving", "mapped", "pins", "size", "tid", "used", "value")
 
     def __init__(self, tid: int, value: Any, size: int) -> None:
         self.tid = tid
@@ -99,6 +113,7 @@ class _Entry:
         self.leaving = False
         self.gone = False
         self.file = ""
+        self.flat = self.mapped = 0
 
 
 class Pins:
@@ -139,7 +154,11 @@ class Store:
         limit: bytes that this process may have; None: all values stay in memory.
         folder: the directory in which to make a folder for values on disk; by default that of temporary files.
         policy: what decides; by default a :class:`MemoryPolicy` of the limit.
-        rss: what measures the bytes of the process; by default psutil.
+        rss: what measures the bytes of the process; by default the system is asked.
+        alarm: called, by any thread, when there seems to be more than from which on a worker pauses: best to :meth:`check` now.
+
+    Attributes:
+        full: whether there is so much that who makes values has to wait.
 
     >>> store = Store()
     >>> store.put(1, [1, 2, 3]) > 0
@@ -156,6 +175,7 @@ class Store:
         *,
         policy: MemoryPolicy | None = None,
         rss: Callable[[], int] | None = None,
+        alarm: Callable[[], object] | None = None,
     ) -> None:
         self.policy = MemoryPolicy(limit) if policy is None else policy
         self.limit = self.policy.limit
@@ -165,12 +185,25 @@ class Store:
         self._folder = folder
         self._rss = self._process_rss if rss is None else rss
         self._process: Any = None
+        self.alarm = alarm
+        self.full = False
+        self._alarmed = False
+        self._pressure, self._gate, self._pause = self.policy.marks
         self._lock = threading.Lock()
         self._entries: dict[int, _Entry] = {}
         # larger than the target by themselves; others; small ones
         self._queues: tuple[OrderedDict[_Entry, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
         self._managed = 0
+        self._mapped = 0  # of these, pages of files
         self._leaving = 0
+        self._rest = 0  # bytes of the process that are not of values, when it was measured
+        self._measured = 0.0  # when
+        self.coming: dict[Hashable, tuple[int, bool]] = {}  # of tasks under way: bytes, and whether they are made
+        self._expected = self._made = 0  # bytes of these that are not made yet, and that are
+        self._requested = self._waiting = 0  # the most that somebody waits for, and how many wait
+        self._turn = 0  # who waited before it was changed goes on
+        self._hurry = False
+        self._freed = 0  # bytes since the allocator was asked to give back what it keeps
         self._disk: SpillFolder | None = None
         self._disk_bytes = self._written = self._read = self._failed = 0
         self._file_sizes: dict[_Entry, int] = {}
@@ -185,6 +218,7 @@ class Store:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._collect = False
+        self._trim_soon = False
         self._quiet = threading.Condition(self._lock)  # a round is over
         self._room = threading.Condition(self._lock)  # a value has been written
         self._rounds = self._rounds_over = 0  # of the thread
@@ -212,27 +246,143 @@ class Store:
             self._managed += size
             if self._spills:
                 self._queue_of(entry)[entry] = None
+                self._reckon()
         del dropped  # its destructor runs here, not under the lock
-        if self._managed - self._leaving > self._mark:
+        if self._spills and (self._managed - self._leaving > self._mark or self._needed() > 0):
             self._call()
         return size
 
-    def wait_for_room(self, timeout: float = 5.0) -> None:
-        """Wait while more than the target is in memory and the disk is behind; for threads that make values.
+    # --- room
 
-        Else who makes them faster than the disk takes them would fill the memory, and be ended for it. What cannot be written
-        is not waited for.
+    def expect(self, ticket: Hashable, nbytes: int) -> None:
+        """A task is about to begin that makes so much: wait until there is room for it, then count it as coming.
+
+        What waits here holds up nobody but the thread that calls it. It goes on when there is room, when nothing can make
+        room but that it goes on itself, and after a few seconds in any case.
+
+        Args:
+            ticket: of the task; say :meth:`arrived` of it in the end, whatever becomes of it.
+            nbytes: about; as much as the last of its kind.
         """
-        if self._managed <= self._mark:
+        if not self._spills or (nbytes < _LARGE and not self.full):
             return
-        deadline = monotonic() + timeout
+        self._wait(nbytes, alone=True)
         with self._lock:
-            while self._managed > self._mark and self._leaving and not self._closed:
-                if not self._room.wait(deadline - monotonic()):
-                    return
+            self._count_coming(ticket, nbytes, False)
+
+    def made(self, ticket: Hashable, nbytes: int) -> None:
+        """A task has made so much, which is not put yet."""
+        if self._spills and (nbytes >= _LARGE or ticket in self.coming):
+            with self._lock:
+                self._count_coming(ticket, nbytes, True)
+            if self._needed() > 0:
+                self._call()
+
+    def arrived(self, ticket: Hashable) -> None:
+        """What a task has made was put, or it makes nothing; a ticket that is not known does not matter."""
+        if ticket in self.coming:
+            with self._lock:
+                self._count_coming(ticket, 0, True)
+
+    def _count_coming(self, ticket: Hashable, nbytes: int, made: bool) -> None:
+        before, was_made = self.coming.pop(ticket, (0, False))
+        if was_made:
+            self._made -= before
+        else:
+            self._expected -= before
+        if nbytes:
+            self.coming[ticket] = nbytes, made
+            if made:
+                self._made += nbytes
+            else:
+                self._expected += nbytes
+        self._reckon()
+        self._room.notify_all()
+
+    def let_go(self, for_good: bool = False) -> None:
+        """Who waits for room goes on now: a task was cancelled, and is not to wait; or nobody is to wait any more."""
+        with self._lock:
+            self._turn += 1
+            self._hurry = self._hurry or for_good
+            self._room.notify_all()
+
+    def is_behind(self) -> bool:
+        """Whether there is too much, and it is about to become less; for who can put off what brings more."""
+        if not self.full:
+            return False
+        with self._lock:
+            self._measure_again()
+            behind = self.full and (self._leaving > 0 or bool(self._jobs) or self._rounds_over < self._rounds)
+        self._call()
+        return behind
+
+    def _wait(self, nbytes: int, alone: bool = False) -> None:
+        """Wait for room. ``alone``: where nothing can be written, wait for tasks under way that make values, too."""
+        deadline = 0.0
+        with self._lock:
+            turn = self._turn
+            self._waiting += 1
+            try:
+                wanted = -1
+                while not self._closed and not self._hurry and turn == self._turn:
+                    self._measure_again()
+                    if self._occupied() + self._expected + nbytes <= self._gate and (
+                        self._gate < float("inf") or self._managed <= self._mark
+                    ):
+                        return
+                    if wanted < 0:
+                        wanted = self._rounds + 1
+                        deadline = monotonic() + _PATIENCE
+                    elif self._rounds_over >= wanted and not self._leaving:
+                        # a round that saw all this has found nothing to write
+                        if not (alone and self.coming):
+                            return
+                        wanted = self._rounds + 1
+                    if monotonic() >= deadline:
+                        return
+                    self._requested = max(self._requested, nbytes)
+                    self._call()
+                    self._room.wait(0.01)
+            finally:
+                self._waiting -= 1
+                if not self._waiting:
+                    self._requested = 0
+
+    def _occupied(self) -> int:
+        """Bytes that the process takes by now, about."""
+        return self._rest + self._managed - self._mapped + self._made
+
+    def _needed(self) -> float:
+        """Bytes that have to go so that those go on who wait, and others need not."""
+        return self._occupied() + self._expected + self._requested - self._leaving - self._pressure
+
+    def _reckon(self) -> None:
+        """What is there has changed (the lock is held)."""
+        occupied = self._rest + self._managed - self._mapped + self._made
+        self.full = occupied > self._gate
+        if occupied > self._pause and not self._alarmed and self.alarm is not None:
+            self._alarmed = True
+            self.alarm()
+
+    def _note(self, rss: int) -> None:
+        """So much does the process take (the lock is held)."""
+        self._measured = monotonic()
+        self._rest = rss - (self._managed - self._mapped + self._made)
+        self._reckon()
+        if rss > self._pressure and self._freed >= _TRIM_FROM:
+            self._trim_soon = True
+
+    def _measure_again(self) -> None:
+        if self._gate < float("inf") and monotonic() - self._measured > _FRESH:
+            self._note(self._rss())
+
+    @property
+    def pressing(self) -> bool:
+        """Whether there is so much that it is worth a look at the process every few milliseconds."""
+        return self._spills and self._occupied() + self._expected > 0.8 * self._pressure
 
     def get(self, tid: int) -> Any:
-        """A value, from disk if need be.
+        """A value, from disk if need be; then it may wait for room. Not for an event loop, therefore.
 
         Raises:
             KeyError: there is none of that name.
@@ -243,6 +393,7 @@ class Store:
         if value is not _ABSENT:
             entry.used = True
             return value
+        self._wait(entry.size - entry.flat)
         return self._value(entry)
 
     def parts(self, tid: int) -> tuple[Any, list[Any]]:
@@ -347,7 +498,15 @@ class Store:
         if self.limit is None:
             return []
         rss = self._rss()
+        if rss > self._pause and self._freed:  # what the allocator keeps is nobody's
+            self._freed = 0
+            trim_memory()
+            rss = self._rss()
+        with self._lock:
+            self._alarmed = True  # it is being dealt with
+            self._note(rss)
         orders = self._decide(rss)
+        self._alarmed = self.policy.paused
         if orders and not self._closed:
             if any(type(order) is not Spill for order in orders):
                 _log.info("memory: %s of %s bytes, values %s; %s", rss, self.limit, self._managed, orders)
@@ -368,7 +527,8 @@ class Store:
                     taken[entry.tid] = entry
                     yield entry.tid, entry.size
 
-            orders = self.policy.decide(self._managed, rss, spillable(), self._leaving)
+            needed = max(0, int(self._needed())) if self._pressure < float("inf") else 0
+            orders = self.policy.decide(self._managed, rss, spillable(), self._leaving, needed)
             chosen: set[int] = set()
             for order in orders:
                 if type(order) is Spill:
@@ -392,6 +552,8 @@ class Store:
                 queue.move_to_end(entry)
                 if entry.used:
                     entry.used = False
+                elif getrefcount(entry.value) > 2:  # ours, and that of the call: somebody else has it
+                    pass
                 elif not entry.pins and entry not in given:
                     given.add(entry)
                     yield entry
@@ -412,7 +574,11 @@ class Store:
         if value is not _ABSENT:
             entry.value = _ABSENT
             self._managed -= entry.size
+            self._mapped -= entry.mapped
+            entry.mapped = 0
+            self._freed += entry.size
         if self._spills:
+            self._reckon()
             self._queue_of(entry).pop(entry, None)
             self._stuck.discard(entry)
             if entry.file:
@@ -457,6 +623,10 @@ class Store:
                 entry.value = value
                 entry.used = True
                 self._managed += entry.size
+                if self._file_sizes[entry] >= MAP_FROM:
+                    entry.mapped = entry.flat
+                    self._mapped += entry.flat
+                self._reckon()
                 self._read += self._file_sizes[entry]
                 self._queue_of(entry)[entry] = None
         if self._managed - self._leaving > self._mark:
@@ -473,16 +643,30 @@ class Store:
             raise
 
     def _process_rss(self) -> int:
+        rss, shared = self._sizes()
+        if self._disk is not None:
+            # files that are mapped count as resident, and yet the kernel can have them back at any time
+            rss -= min(self._disk.mapped(), shared)
+        return rss
+
+    def _sizes(self) -> tuple[int, int]:
+        """Bytes of the process that are resident, and of these, pages of files."""
+        if sys.platform == "linux":
+            try:
+                fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    words = os.read(fd, 200).split()
+                finally:
+                    os.close(fd)
+                return int(words[1]) * _PAGE, int(words[2]) * _PAGE
+            except (OSError, IndexError, ValueError):  # no /proc, or no descriptor left
+                pass
         if self._process is None:
             import psutil
 
             self._process = psutil.Process()
         about = self._process.memory_info()
-        rss = int(about.rss)
-        if self._disk is not None:
-            # files that are mapped count as resident, and yet the kernel can have them back at any time
-            rss -= min(self._disk.mapped(), int(getattr(about, "shared", 0)))
-        return rss
+        return int(about.rss), int(getattr(about, "shared", 0))
 
     # --- the thread
 
@@ -510,7 +694,6 @@ class Store:
         return True
 
     def _work(self) -> None:
-        freed = 0
         while True:
             self._bell.acquire()
             with self._lock:
@@ -526,26 +709,38 @@ class Store:
                     if self._disk is not None:
                         self._disk.remove(job)
                 else:
-                    freed += self._write(job)
+                    self._write(job)
+                    if self._freed >= _TRIM_FROM:
+                        self._trim_soon = True
                 del job
-            if self._collect:  # memory is scarce: what only the garbage collector finds counts too
-                self._collect = False
-                gc.collect()
-                freed = _TRIM_FROM
-            if freed >= _TRIM_FROM:
-                freed = 0
-                _trim()
+                self._tidy()
+            self._tidy()
             with self._lock:
                 self._rounds_over = self._rounds
                 self._quiet.notify_all()
+                self._room.notify_all()
             if self._closed:
                 return
 
-    def _write(self, entry: _Entry) -> int:
-        """Write an entry and drop its value; how many bytes of memory that has freed."""
+    def _tidy(self) -> None:
+        """Have the system get back what is free, where that is worth while."""
+        if self._collect:  # memory is scarce: what only the garbage collector finds counts too
+            self._collect = False
+            gc.collect()
+            self._trim_soon = True
+        if self._trim_soon:
+            self._trim_soon = False
+            self._freed = 0
+            trim_memory()
+            with self._lock:
+                self._measured = 0.0
+                self._room.notify_all()
+
+    def _write(self, entry: _Entry) -> None:
+        """Write an entry and drop its value."""
         if not entry.file and not entry.gone:
             problem: BaseException | None = None
-            name, size = "", 0
+            name, size, flat = "", 0, 0
             try:
                 stream, buffers = dumps(entry.value)
             except MemoryError as error:
@@ -555,12 +750,14 @@ class Store:
             else:
                 try:
                     name, size = self._folder_of_ours().write(stream, buffers)
+                    flat = sum([memoryview(buffer).nbytes for buffer in buffers])
                 except Exception as error:
                     self._cannot(f"values cannot be written to {self._where()}, and stay in memory", error)
                 del stream, buffers
             with self._lock:
                 if name:
                     entry.file = name
+                    entry.flat = flat if size >= MAP_FROM else 0
                     self._file_sizes[entry] = size
                     self._disk_bytes += size
                     self._written += size
@@ -573,11 +770,9 @@ class Store:
                     f"{type(problem).__name__}: {problem}",
                 )
         dropped = None
-        freed = 0
         with self._lock:
             entry.leaving = False
             self._leaving -= entry.size
-            self._room.notify_all()
             if entry.gone and not entry.pins:
                 dropped = self._throw_away(entry)
             elif entry in self._stuck:
@@ -585,11 +780,15 @@ class Store:
             elif entry.file and not entry.pins:
                 dropped, entry.value = entry.value, _ABSENT
                 self._managed -= entry.size
-                freed = entry.size
+                self._mapped -= entry.mapped
+                entry.mapped = 0
+                self._freed += entry.size
+                self._reckon()
             else:  # it could not be written, or somebody needs it now; then it goes some other time, with its file
                 self._queue_of(entry)[entry] = None
         del dropped
-        return freed
+        with self._lock:
+            self._room.notify_all()
 
     def _folder_of_ours(self) -> SpillFolder:
         if self._disk is None:
@@ -621,7 +820,7 @@ class Store:
             for queue in self._queues:
                 queue.clear()
             self._jobs.clear()
-            self._managed = self._leaving = self._disk_bytes = 0
+            self._managed = self._mapped = self._leaving = self._disk_bytes = 0
             self._stuck.clear()
         del entries
         thread = self._thread
@@ -630,12 +829,3 @@ class Store:
             thread.join(10)
         if self._disk is not None:
             self._disk.close()
-
-
-def _trim() -> None:
-    """Have the C library give back memory that it keeps for later, where it is one that can."""
-    if sys.platform == "linux":
-        try:
-            ctypes.CDLL(None).malloc_trim(0)
-        except (OSError, AttributeError):  # another C library
-            pass

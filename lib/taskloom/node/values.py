@@ -61,12 +61,8 @@ class Values:
         else:
             self.store.put(tid, value, size)
 
-    def wait_for_room(self) -> None:
-        """See :meth:`taskloom.node.store.Store.wait_for_room`."""
-        self.store.wait_for_room()
-
     def get(self, tid: int) -> Any:
-        """A value; from disk if need be.
+        """A value; from disk if need be, which may take long: not for the event loop.
 
         Raises:
             KeyError: there is none of that name.

@@ -57,8 +57,8 @@ from taskloom.node.executor import CANCELLED, DONE, STUCK, Executor
 from taskloom.node.memory import Pause, Resume, Terminate
 from taskloom.node.output import Output
 from taskloom.node.sizes import sizeof
-from taskloom.node.transfers import LARGE, Pieces, Sender, Transfers
-from taskloom.node.values import Values
+from taskloom.node.transfers import Pieces, Sender, Transfers
+from taskloom.node.values import TINY, Values
 from taskloom.protocol import Payload
 from taskloom.serialize.errors import dump_error
 
@@ -67,6 +67,8 @@ __all__ = ["WorkerNode", "run_worker"]
 AHEAD = 0.002  # seconds of work that the threads have in hand
 AGAIN = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between attempts to reach a scheduler that was there
 LOOK = 0.2  # seconds between looks at the memory
+LOOK_CLOSELY = 0.02  # and while there is much
+UNKNOWN = 1 << 20  # bytes that a function's first task is taken to make, where memory is full
 SIGN = 1.0  # and between signs of life
 
 _log = logging.getLogger("taskloom.worker")
@@ -134,6 +136,8 @@ class WorkerNode:
         self.transfers = Transfers(self.token, self._took, self._lost_peer)
         self.pieces = Pieces(self.values, self.name)
         self._sender = Sender(self.values, self.name)
+        self._store = self.values.store
+        self._store.alarm = self._alarm
         self._output = Output(echo=echo) if capture else None
         self._die = die
         self._fresh: dict[int, Any] = {}  # tid -> value, of tasks whose end the event loop has not heard of yet
@@ -225,6 +229,7 @@ class WorkerNode:
             self.connection.close()
         if self._output is not None:
             self._output.__exit__()
+        self._store.let_go(for_good=True)
         await self._loop.run_in_executor(None, self.executor.close)
         if self._cells is not None and not self.executor.size():
             self._cells.close()
@@ -339,6 +344,7 @@ class WorkerNode:
                     self._call()
                 else:
                     self.executor.stop([key])
+                    self._store.let_go()
             elif kind is Withdraw:
                 self._events += [Unready(*key) for key in self._withdraw(action.keys)]
                 self._call()
@@ -378,7 +384,13 @@ class WorkerNode:
     # --- tasks (the first two run in the executor's threads)
 
     def _prepare(self, key: Any, task: Start, function: Any) -> tuple[Any, Any]:
-        call = function.opened or function.open()
+        call = function.opened
+        if call is None:
+            call = function.open()
+            if self._store.full:
+                self._store.expect(key, UNKNOWN)
+        elif function.nbytes:
+            self._store.expect(key, function.nbytes)
         args, deps = task.args, task.deps
         if not deps and type(args) is tuple:
             return call, args
@@ -399,19 +411,26 @@ class WorkerNode:
 
     def _finish(self, key: Any, value: Any, seconds: float) -> Any:
         size = sizeof(value)
-        if size > LARGE and self.limit:
-            self.values.wait_for_room()
         task = self.machine.running[key]
+        if size >= TINY and self.limit:
+            self._learn(key, task.function, size)
         result = calls.pack_result(value, size) if task.wanted else None
         self._fresh[key[1]] = value  # for tasks that were handed over behind this one
         if self._chains is not None:
             self._chains.made(key[1])
         return value, size, result
 
+    def _learn(self, key: Any, number: int, size: int) -> None:
+        """A task has made so much: its value counts from now on, and the next one of its kind is taken to be as large."""
+        function = self.functions.get(number)
+        if function is not None:
+            function.nbytes = max(size, int(function.nbytes * 0.9))
+        self._store.made(key, size)
+
     def _collect(self) -> None:
         key: Any
         some = False
-        ended, put, fresh = self.machine.ended, self.values.put, self._fresh
+        ended, put, fresh, coming = self.machine.ended, self.values.put, self._fresh, self._store.coming
         for key, kind, outcome, seconds in self.executor.collect():
             if kind == STUCK:
                 self._stuck(key, seconds)
@@ -422,6 +441,9 @@ class WorkerNode:
                     put(name, value, size)
                 fresh.pop(key[1], None)
                 some = True
+                if key in coming:
+                    self._store.arrived(key)
+                continue
             elif type(outcome) is _NotThere:
                 self._events.append(Unready(key[0], key[1]))
                 self._not_made(key[1])
@@ -430,6 +452,8 @@ class WorkerNode:
                 error = TaskCancelledError("the task was stopped") if kind == CANCELLED else outcome
                 cut_frames(error)
                 self._events.append(Raised(key[0], key[1], Payload([dump_error(error)])))
+            if kind != STUCK:
+                self._store.arrived(key)
         if self._output is not None:
             pieces = self._output.take()
             if pieces and self.connection is not None:
@@ -480,9 +504,21 @@ class WorkerNode:
     # --- memory, and signs of life
 
     def _look(self) -> None:
-        self._timers[0] = self._loop.call_later(LOOK, self._look)
+        self._timers[0] = self._loop.call_later(LOOK_CLOSELY if self._store.pressing else LOOK, self._look)
         if self._stuck_at:
             self._replace_if_stuck("nothing runs here but tasks that were cancelled. This process is replaced.")
+        self._look_at_memory()
+
+    def _alarm(self) -> None:
+        """There seems to be too much in memory, says any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._look_at_memory)
+        except RuntimeError:  # the loop is closed
+            pass
+
+    def _look_at_memory(self) -> None:
+        if self._closing:
+            return
         for order in self.values.check():
             if type(order) is Terminate:
                 if self._die is not None:
@@ -563,11 +599,12 @@ class WorkerNode:
 class _Function:
     """A function as it came, and as it is called; opened where it is called first, so that its error is that task's."""
 
-    __slots__ = ("opened", "payload")
+    __slots__ = ("nbytes", "opened", "payload")
 
     def __init__(self, payload: Any) -> None:
         self.payload = payload
         self.opened: Any = None
+        self.nbytes = 0  # what its tasks make, of late; 0: little, or there is no limit
 
     def open(self) -> Any:
         """The function."""
