@@ -727,7 +727,9 @@ class WorkerMachine:
         """A value is here: for tasks that wait for it, and for those who asked."""
         handed = self._chains and (made_here or self._is_handed(tid))
         for waiting in self.waiters.pop(tid, ()):
-            task = self.tasks[waiting]
+            task = self.tasks.get(waiting)
+            if task is None:  # handed over behind this one, and another thread's word that it has ended came first
+                continue
             task.missing -= 1
             if not handed:
                 task.unhanded -= 1

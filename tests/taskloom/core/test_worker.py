@@ -349,6 +349,16 @@ def test_a_chain_is_handed_over_in_one_go():
     assert worker.run(7, (1, ()), (2, (1,)), (3, (2,)))[:2] == [start(7, 1), Start(7, 2, 1, "args", (1,), True)]
 
 
+def test_one_that_was_handed_over_behind_another_may_be_known_to_have_ended_first():
+    """Each runs in a thread of its own, and the word of the second one's may come before that of the first one's."""
+    worker = Worker(threads=2, ahead=1.0)
+    worker.run(7, (1, ()), (2, (1,)))
+    assert worker.end(7, 2, size=9)[0] == Keep(7, 2, 2)
+    assert worker.end(7, 1, size=9)[0] == Keep(7, 1, 1)
+    worker.hear(Drop([1, 2]))
+    assert worker.is_empty()
+
+
 def test_one_that_could_not_run_waits_again():
     worker = Worker(ahead=1.0)
     worker.run(7, (1, ()), (2, (1,)))
