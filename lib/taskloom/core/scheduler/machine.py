@@ -857,6 +857,8 @@ class Scheduler:
         sent, hold = worker.sent, worker.held.append
         rows: list[tuple[int, int, int, int, Any]] = []  # what a client is to be told
         client = -1
+        place, orders = tasks.place, tasks.orders
+        dropped: dict[int, list[int]] = {}
         special = bool(worker.taking or worker.begun or worker.coming or tasks.tries)
         stale = runnable = count = total = taught = taught_bytes = 0
         load, taught_seconds = worker.load, 0.0
@@ -913,8 +915,17 @@ class Scheduler:
                         copied[number] = True  # it had it, to run this
                         self._holds(worker, d)
                     left = uses[d] = uses[d] - 1
-                    if not left:
+                    if left:
+                        continue
+                    if copied is not None or state[d] != DONE or wanted[d] or owner[d].special or d in orders:
                         self._let_go(d)
+                        continue
+                    holder = self.workers[place[d]]  # as _let_go does: it stays IDLE, as this one is made of it
+                    dropped.setdefault(holder.number, []).append(owner[d].high + d)
+                    holder.holds -= 1
+                    holder.nbytes -= nbytes_of[d]
+                    place[d] = -1
+                    state[d] = IDLE
             if wanted[slot] & WISH:
                 if block.client.number != client:
                     if rows:
@@ -924,6 +935,9 @@ class Scheduler:
                 rows.append((block.first + slot - block.base, tid, nbytes, number, result))
         if rows:
             self.out.done_rows(client, rows)
+        for where, tids in dropped.items():
+            self.out.worker(where, Drop(tids))
+            self._tidy(self.workers[where])
         if taught:
             function.learn(taught_seconds, taught_bytes, taught)
         worker.holds += count

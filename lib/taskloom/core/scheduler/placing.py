@@ -414,7 +414,7 @@ class Placing:
         return chosen
 
     def _take_ahead(self, worker: Worker, chosen: list[int], room: float, least: int, most: int, fair: int) -> None:
-        """What :meth:`choose` does, for the plain tasks that come next: without inputs, for any worker, of small values.
+        """What :meth:`choose` does, for the plain tasks that come next: of small values, for any worker, with all inputs there.
 
         It is written out as a scheduler's work for such tasks is little else.
         """
@@ -427,6 +427,7 @@ class Placing:
             tasks.dependents,
         )
         sent, number, queue, late = worker.sent, worker.number, worker.queue, self.late
+        undone = tasks.undone
         count = len(sent)
         load, threads = worker.load, worker.threads
         while self.open and not queue and not late:
@@ -440,10 +441,18 @@ class Placing:
                     function = functions[slot]
                     assert function is not None
                     cost = function.seconds
-                    if (
-                        deps[slot]
-                        or function.nbytes > LARGE
-                        or (len(chosen) >= fair and count >= threads and cost * len(chosen) > HORIZON / 100)
+                    if function.nbytes > LARGE:
+                        break
+                    away = False
+                    for d in deps[slot]:
+                        if place[d] != number:
+                            away = True
+                            break
+                    if away or (
+                        len(chosen) >= fair
+                        and count >= threads
+                        and not undone[slot]
+                        and cost * len(chosen) > HORIZON / 100
                     ):
                         break
                     chosen.append(slot)
