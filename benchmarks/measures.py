@@ -36,6 +36,7 @@ from taskloom.core.messages import KINDS, PIN, WISH, Announce, Functions, Releas
 from taskloom.core.messages import Options as TaskOptions
 from taskloom.core.scheduler.machine import CLIENT, WORKER, Scheduler
 from taskloom.node import calls
+from taskloom.node.trim import trim_memory
 from taskloom.protocol import Decoder, Encoder
 
 __all__ = ["MEASURES", "Measured", "measure", "startup"]
@@ -218,6 +219,8 @@ def _hold(total: int, grid: bool) -> tuple[int, int, int]:
     for first in range(0, total, row):
         say(CLIENT, client, Release(list(range(first, first + row))), now)
     gc.collect()
+    machine.stories.pack()  # as its process does when nobody has said anything for some seconds
+    trim_memory()
     return came, all_done, me.memory_info().rss - before
 
 

@@ -39,10 +39,12 @@ from taskloom.net.inproc import InprocListener
 from taskloom.node.hosts import Host, Hosts
 from taskloom.node.process import collect_seldom, tell_defects
 from taskloom.node.queries import Queries
+from taskloom.node.trim import trim_memory
 
 __all__ = ["SchedulerNode", "run_scheduler", "serve"]
 
 FEW = 8  # peers: with more, the machine hears all that has come in one turn of the loop together; with fewer, at once
+REST = 2.0  # seconds with nothing to do, after which memory that is free goes back to the system
 CLIENT_GRACE = 10.0  # seconds that what a client wanted is kept when its connection broke
 
 _log = logging.getLogger("taskloom.scheduler")
@@ -121,6 +123,8 @@ class SchedulerNode:
         self._inbox: list[tuple[str, int, Any]] = []
         self._called = False
         self._timer: asyncio.TimerHandle | None = None
+        self._rest: asyncio.TimerHandle | None = None  # until it is seen whether there is nothing to do any more
+        self._worked = False  # since then
         self._leaving: dict[int, asyncio.TimerHandle] = {}  # clients that may come back
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -154,8 +158,9 @@ class SchedulerNode:
         if self.listener is not None:
             self.listener.close()
         self.hosts.close()
-        for handle in [*self._leaving.values(), *([self._timer] if self._timer else [])]:
-            handle.cancel()
+        for handle in [*self._leaving.values(), self._timer, self._rest]:
+            if handle is not None:
+                handle.cancel()
         connections = [peer.connection for peer in self.peers.values()]
         connections += [host.connection for host in self.hosts.hosts.values()]
         for connection in connections:
@@ -320,6 +325,10 @@ class SchedulerNode:
 
     def _flush(self) -> None:
         inbox, self._inbox = self._inbox, []
+        if inbox:
+            self._worked = True
+            if self._rest is None and self._loop is not None:
+                self._rest = self._loop.call_later(REST, self._rested)
         peers = self.peers
         told: dict[Connection, None] = {}
         for action in self.machine.handle(inbox, time.monotonic()):
@@ -334,6 +343,16 @@ class SchedulerNode:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()) + 0.001, self.call)
+
+    def _rested(self) -> None:
+        """Some seconds have passed. If nobody has said anything in them, what the work took goes back to the system."""
+        self._rest = None
+        if self._worked and self._loop is not None:
+            self._worked = False
+            self._rest = self._loop.call_later(REST, self._rested)
+        else:
+            self.machine.stories.pack()
+            trim_memory()
 
     def _say(self, peer: _Peer, message: Any) -> None:
         kind = type(message)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 
 from taskloom.core.messages import (
@@ -896,6 +898,26 @@ def test_stories_keep_numbers_only_and_few():
     stories = play.scheduler.stories
     assert stories._weight <= 100_000
     assert all(not any("args" in str(about) for about in event[5]) for event in stories._events)
+
+
+def test_stories_are_the_same_when_they_are_packed():
+    play = Play("a")
+    play.submit(*[() for _ in range(50)], wanted=b"\1" * 50)
+    play.report(play.workers[0], 0, 1, 2)
+    play.from_worker(play.workers[0], Missing([2**70, 5], play.workers[0]))  # beyond what any tid can be
+    stories = play.scheduler.stories
+    told = {n: stories.tell(n, play.client, n) for n in [*range(50), 2**70]}
+    assert sum(map(len, told.values())) > 50
+    for more in (0, 1, 0):
+        kept = list(stories._events)
+        stories.pack()
+        assert {n: stories.tell(n, play.client, n) for n in told} == told
+        assert [event[:5] + event[6:] for event in stories._events] == [event[:5] + event[6:] for event in kept]
+        columns = [column for event in stories._events for column in event[5]]
+        assert {type(column) for column in columns} <= {range, array, tuple}
+        assert sum(type(column) is tuple for column in columns) == 1
+        for _ in range(more):
+            play.from_worker(play.workers[0], Missing([1000], play.workers[0]))
 
 
 def test_a_story():
