@@ -802,29 +802,41 @@ class Scheduler:
     def _forget(self, slot: int) -> None:
         """IDLE, ERRED -> FREE, where nobody can need a task any more; then maybe its inputs."""
         tasks = self.tasks
-        state = tasks.state
+        state, wanted, dependents, unlink = tasks.state, tasks.wanted, tasks.dependents, tasks.unlink
+        if (state[slot] != IDLE and state[slot] != ERRED) or wanted[slot] or dependents[slot] is not None:
+            return
+        all_deps, args, functions, nbytes, owner = tasks.deps, tasks.args, tasks.function, tasks.nbytes, tasks.owner
+        aside = bool(tasks.errors or tasks.tries)
+        count = 0
         stack = [slot]
         while stack:
             slot = stack.pop()
-            if state[slot] not in (IDLE, ERRED) or tasks.wanted[slot] or tasks.dependents[slot] is not None:
-                continue
             state[slot] = FREE
-            tasks.live -= 1
-            deps, tasks.deps[slot] = tasks.deps[slot], ()
-            for d in deps:
-                tasks.unlink(d, slot)
-                stack.append(d)
-            tasks.args[slot] = None
-            function, tasks.function[slot] = tasks.function[slot], None
+            count += 1
+            deps = all_deps[slot]
+            if deps:
+                all_deps[slot] = ()
+                for d in deps:
+                    if type(dependents[d]) is int:  # as unlink does
+                        dependents[d] = None
+                    else:
+                        unlink(d, slot)
+                    if dependents[d] is None and not wanted[d] and (state[d] == IDLE or state[d] == ERRED):
+                        stack.append(d)
+            args[slot] = None
+            function = functions[slot]
             if function is not None:
+                functions[slot] = None
                 function.uses -= 1
-            tasks.errors.pop(slot, None)
-            tasks.tries.pop(slot, None)
-            tasks.nbytes[slot] = 0
-            block = tasks.owner[slot]
+            if aside:
+                tasks.errors.pop(slot, None)
+                tasks.tries.pop(slot, None)
+            nbytes[slot] = 0
+            block = owner[slot]
             block.live -= 1
             if not block.live:
                 self._dead.append(block)
+        tasks.live -= count
 
     def _sweep(self) -> None:
         """Give the slots of submissions that are all forgotten back; at the end of an event, as others hold slots."""

@@ -214,12 +214,10 @@ class Placing:
         """Whether an entry of a worker's queue still says what is true."""
         slot = entry & SLOT
         tasks = self.tasks
-        return (
-            slot < len(tasks.state)
-            and tasks.state[slot] == READY
-            and tasks.place[slot] == worker.number
-            and tasks.priority(slot) == entry >> 32
-        )
+        if slot >= len(tasks.state) or tasks.state[slot] != READY or tasks.place[slot] != worker.number:
+            return False
+        block = tasks.owner[slot]
+        return block.rank + slot - block.base == entry >> 32
 
     # --- weighing
 
@@ -242,6 +240,15 @@ class Placing:
         if len(deps) == 1:
             worker = workers.get(tasks.place[deps[0]])
             return None if worker is None or worker.retiring else worker
+        place = tasks.place
+        number = place[deps[0]]
+        for d in deps:
+            if place[d] != number:
+                break
+        else:  # all are on one
+            worker = workers.get(number)
+            if worker is not None and not worker.retiring:
+                return worker
         bytes_at: dict[int, float] = {}
         for d in deps:
             nbytes = self._bytes(d)
@@ -496,10 +503,10 @@ class Placing:
             passed = late[0] if late and not own else END
             if queued < passed and queued < at:
                 heappop(queue)
+                slot = queued & SLOT
                 if not self._is_queued(worker, queued):
                     continue
-                slot = queued & SLOT
-                if not self._fits(worker, slot):
+                if tasks.owner[slot].resources and not self._fits(worker, slot):
                     worker.blocked.append(queued)
                     continue
                 self.left_queue(slot)
