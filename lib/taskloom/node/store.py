@@ -246,7 +246,10 @@ class Store:
             self._managed += size
             if self._spills:
                 self._queue_of(entry)[entry] = None
-                self._reckon()
+                if self._measured:
+                    self._reckon()
+                else:
+                    self._measure_again()
         del dropped  # its destructor runs here, not under the lock
         if self._spills and (self._managed - self._leaving > self._mark or self._needed() > 0):
             self._call()

@@ -17,6 +17,7 @@ from taskloom.serialize.errors import dump_error
 __all__ = ["Pieces", "Sender", "Transfers"]
 
 LARGE = 1 << 20  # bytes; a value of more is pickled in a thread, and sent when what was sent before has gone
+MOST = 4 << 20  # bytes of smaller ones that go in one message
 _KEPT = 30.0  # seconds that a pickle is kept for a client that fetches it in pieces
 _MOST_KEPT = 4
 
@@ -50,6 +51,8 @@ class _Peering:
             return
         self.connection = connection
         connection.start(self._heard, self._lost)
+        if self.transfers.held:
+            connection.pause_reading()
         connection.send(PeerHello(self.number))
         for message in self.waiting:
             connection.send(message)
@@ -91,12 +94,14 @@ class Transfers:
 
     Attributes:
         addresses: number of a worker -> where it is.
+        held: nothing is taken in just now.
     """
 
     def __init__(self, token: str, took: Callable[[int, Give], object], lost: Callable[[int], object]) -> None:
         self.token = token
         self.took = took
         self.addresses: dict[int, str] = {}
+        self.held = False
         self._told = lost
         self._peers: dict[int, _Peering] = {}
 
@@ -110,6 +115,16 @@ class Transfers:
             peering = self._peers[number] = _Peering(self, number, address)
         peering.send(message)
         return True
+
+    def hold(self, held: bool) -> None:
+        """Take nothing in for a while, or go on; who sends finds that he cannot, and keeps it."""
+        self.held = held
+        for peering in self._peers.values():
+            if peering.connection is not None and not peering.closed:
+                if held:
+                    peering.connection.pause_reading()
+                else:
+                    peering.connection.resume_reading()
 
     def lost(self, peering: _Peering) -> None:
         """A connection is gone."""
@@ -129,8 +144,9 @@ class Transfers:
 class Sender:
     """Sends values to those who ask.
 
-    Small ones go at once, all that were asked for together in one message. A large one is pickled in a thread and waits until few
-    bytes wait on its connection, so that a worker of whom many want much does not hold it all twice.
+    Small ones go at once, all that were asked for together in one message, while that does not become large. A large one is
+    pickled in a thread and waits until few bytes wait on its connection, so that a worker of whom many want much does not hold it
+    all twice; so do all that come after many bytes.
     """
 
     def __init__(self, values: Values, name: str = "") -> None:
@@ -142,8 +158,9 @@ class Sender:
     def send(self, connection: Connection, serial: int, tids: Any) -> None:
         """Give these, which are here."""
         give = Give(serial, [], [], [])
+        nbytes = 0
         for tid in tids:
-            if _is_large(self.values, tid):
+            if nbytes > MOST or _is_large(self.values, tid):
                 queue = self._queues.get(connection)
                 if queue is None:
                     self._queues[connection] = [(serial, tid)]
@@ -156,6 +173,7 @@ class Sender:
                 packed = _packed(self.name, self.values, tid)
                 if packed is not None:
                     _add(give, tid, *packed)
+                    nbytes += packed[1].nbytes
         if give.tids:
             self._say(connection, give)
 

@@ -68,6 +68,8 @@ AHEAD = 0.002  # seconds of work that the threads have in hand
 AGAIN = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between attempts to reach a scheduler that was there
 LOOK = 0.2  # seconds between looks at the memory
 LOOK_CLOSELY = 0.02  # and while there is much
+HOLD = 4.0  # seconds that nothing is taken in from other workers at most, at a time
+HOLD_LOOK = 0.005  # and between looks whether there is room
 UNKNOWN = 1 << 20  # bytes that a function's first task is taken to make, where memory is full
 SIGN = 1.0  # and between signs of life
 
@@ -556,7 +558,26 @@ class WorkerNode:
             sizes.append(size)
         if tids:
             self._events.append(Got(number, message.serial, tids, sizes))
+        if self._store.full and not self.transfers.held:
+            self._hold()
         self._call()
+
+    def _hold(self) -> None:
+        """Take in no more values of others while memory is full and values go to disk; at most for ``HOLD`` seconds at a time."""
+        if not self._store.is_behind():
+            return
+        self.transfers.hold(True)
+        until = time.monotonic() + HOLD
+
+        def look() -> None:
+            if self._closing:
+                return
+            if self._store.is_behind() and time.monotonic() < until:
+                self._loop.call_later(HOLD_LOOK, look)
+            else:
+                self.transfers.hold(False)
+
+        self._loop.call_later(HOLD_LOOK, look)
 
     async def _open(self, number: int, serial: int, tid: int, size: int, value: Any) -> None:
         connection = self.connection
@@ -564,6 +585,8 @@ class WorkerNode:
         if connection is not self.connection:
             return  # the scheduler was lost meanwhile: with the next one, the same tid may be another task
         self.values.receive(tid, value, opened)
+        if self._store.full and not self.transfers.held:
+            self._hold()
         self._events.append(Got(number, serial, [tid], [size]))
         self._call()
 

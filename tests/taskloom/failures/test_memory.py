@@ -49,6 +49,35 @@ def test_four_times_the_limit(make_place, folder):
     assert os.listdir(folder) == []
 
 
+@pytest.mark.parametrize(
+    ("make", "size", "use"),
+    [
+        (lambda i: np.full(16 * MB // 8, float(i)), 16 * MB, lambda value: float(value[-1])),
+        (lambda i: [float(i + n) for n in range(MB // 32)], MB, lambda value: value[0]),
+    ],
+    ids=["large arrays", "lists"],
+)
+def test_the_limit_holds_while_values_are_made_read_back_and_sent(make_place, folder, make, size, use):
+    """With two threads, of which each makes more at a time than the worker could stand twice; no worker is replaced."""
+    limit = 192 * MB
+    place = make_place(threads_per_worker=2, memory_limit=limit, local_directory=str(folder))
+    pids = dict(place.cluster.worker_pids)
+    count = 4 * limit // size
+    made = place.client.map(make, range(count))
+    sums = place.client.map(lambda a, b: use(a) + use(b), made, made[::-1])
+    most = 0
+
+    def all_done():
+        nonlocal most
+        most = max(most, *[rss(pid) for pid in place.cluster.worker_pids.values()])
+        return all(future.done() for future in sums)
+
+    place.until(all_done, 120)
+    assert place.client.gather(sums, timeout=30) == [float(count - 1)] * count
+    assert most < limit
+    assert place.cluster.worker_pids == pids
+
+
 def test_a_folder_of_a_worker_that_was_killed(make_place, folder):
     place = make_place(n_workers=1, memory_limit=120 * MB, local_directory=str(folder))
     made = place.client.map(lambda i: np.full(8 * MB // 8, float(i)), range(20))

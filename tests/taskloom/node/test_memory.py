@@ -123,3 +123,13 @@ def test_whatever_comes_orders_alternate_and_do_not_ask_for_more_than_is_needed(
                 assert (len(order.tids) - 1) * 7 < need
                 assert order.tids == list(range(len(order.tids)))
         assert policy.paused == paused
+
+
+def test_what_is_needed_for_another_reason_counts():
+    policy = MemoryPolicy(1000)
+    assert policy.decide(500, None, [(1, 80), (2, 80), (3, 80)], needed=100) == [Spill([1, 2])]
+    assert policy.decide(700, None, [(1, 80), (2, 80), (3, 80)], needed=10) == [Spill([1, 2])]
+    assert policy.marks == (700, 750, 800)
+    assert MemoryPolicy(None).marks == (float("inf"),) * 3
+    assert MemoryPolicy(1000, pause=None, terminate=None).marks == (700, 750, float("inf"))
+    assert MemoryPolicy(1000, spill=None).marks == (float("inf"), float("inf"), 800)

@@ -457,6 +457,191 @@ def test_the_process_is_looked_at_when_asked_to(folder):
     store.close()
 
 
+def test_what_a_task_still_uses_is_not_written(make):
+    store = make(1000 * KB)
+    used = block(0)
+    store.put(0, used)
+    for n in range(1, 8):
+        store.put(n, block(n))
+    assert 0 in in_memory(store)
+    del used
+    for n in range(8, 16):
+        store.put(n, block(n))
+    assert 0 not in in_memory(store)
+    assert store.get(0)[0] == 0
+
+
+# --- room
+
+
+def reckoned(folder, limit=1000 * KB, base=100 * KB, **kwargs):
+    """A store whose process takes what its values do, and something more."""
+
+    def rss():
+        return base + store._managed - store._mapped + store._made
+
+    store = Store(limit, folder, rss=rss, **kwargs)
+    return store, rss
+
+
+def finished(*calls, seconds=20):
+    """Call each in a thread; whether all came back."""
+    threads = [threading.Thread(target=call, daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)
+
+
+def until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        threading.Event().wait(0.001)
+
+
+@pytest.mark.parametrize("size", [20 * KB, 100 * KB, 300 * KB])
+def test_who_makes_values_faster_than_the_disk_takes_them_waits(folder, size, monkeypatch):
+    monkeypatch.setattr("taskloom.node.store._PATIENCE", 60.0)
+    store, rss = reckoned(folder)
+    most = []
+
+    def make(first):
+        for n in range(first, first + 60):
+            store.expect(("task", n), size)
+            value = block(n, size)
+            store.made(("task", n), size)
+            most.append(rss())
+            store.put(n, value, size)
+            del value
+            store.arrived(("task", n))
+            most.append(rss())
+
+    assert finished(lambda: make(0), lambda: make(1000))
+    assert max(most) <= (950 * KB if size < 300 * KB else 1000 * KB)  # what is made counts twice until it has arrived
+    assert not store.coming
+    assert store._expected == store._made == store._waiting == 0
+    assert finished(lambda: [store.get(n) for n in range(60)], lambda: [store.get(n) for n in range(1000, 1060)])
+    assert [store.get(n)[0] for n in (0, 59, 1000, 1059)] == [0, 59, 1000, 1059]
+    store.close()
+
+
+def test_nobody_waits_where_nothing_can_be_written(folder, monkeypatch):
+    monkeypatch.setattr("taskloom.node.store._PATIENCE", 60.0)
+    store, _ = reckoned(folder, alarm=lambda: None)
+    for n in range(9):
+        store.put(n, Stubborn(), 100 * KB)
+    assert store.full
+    assert finished(lambda: store.expect("task", 100 * KB))
+    assert store.coming == {"task": (100 * KB, False)}
+    store.close()
+
+
+def test_where_nothing_can_be_written_one_goes_on_at_a_time(folder, monkeypatch):
+    monkeypatch.setattr("taskloom.node.store._PATIENCE", 60.0)
+    store, _ = reckoned(folder)
+    for n in range(8):
+        store.put(n, Stubborn(), 100 * KB)
+    assert store.settle()
+    store.expect("first", 200 * KB)
+    went = []
+
+    def second():
+        store.expect("second", 200 * KB)
+        went.append(list(store.coming))
+
+    thread = threading.Thread(target=second, daemon=True)
+    thread.start()
+    until(lambda: store._waiting)
+    rounds = store._rounds
+    until(lambda: store._rounds > rounds + 5)  # it looks again and again, and finds no room
+    assert went == []
+    store.arrived("first")
+    thread.join(20)
+    assert went == [["second"]]
+    store.close()
+
+
+@pytest.mark.parametrize("how", ["a cancel", "the end", "closing"])
+def test_who_waits_can_be_let_go(folder, monkeypatch, how):
+    monkeypatch.setattr("taskloom.node.store._PATIENCE", 60.0)
+    store, _ = reckoned(folder)
+    for n in range(8):
+        store.put(n, Stubborn(), 100 * KB)
+    store.expect("first", 200 * KB)
+    thread = threading.Thread(target=store.expect, args=("second", 200 * KB), daemon=True)
+    thread.start()
+    until(lambda: store._waiting)
+    if how == "closing":
+        store.close()
+    else:
+        store.let_go(for_good=how == "the end")
+    thread.join(20)
+    assert not thread.is_alive()
+    if how == "the end":
+        assert finished(lambda: store.expect("third", 200 * KB))
+    store.close()
+
+
+def test_patience_has_an_end(folder, monkeypatch):
+    monkeypatch.setattr("taskloom.node.store._PATIENCE", 0.05)
+    store, _ = reckoned(folder)
+    store.put(0, Stubborn(), 800 * KB)
+    store.expect("first", 200 * KB)
+    assert finished(lambda: store.expect("second", 200 * KB))
+    assert list(store.coming) == ["first", "second"]
+    store.close()
+
+
+def test_small_ones_wait_only_when_memory_is_full(folder):
+    store, _ = reckoned(folder, base=740 * KB)
+    store.expect("task", 1000)
+    assert not store.full
+    assert not store.coming
+    store.put(0, Stubborn(), 50 * KB)
+    assert store.full
+    store.expect("task", 1000)
+    assert store.coming == {"task": (1000, False)}
+    store.arrived("task")
+    store.arrived("task")
+    store.arrived("never heard of")
+    assert (store._expected, store._made) == (0, 0)
+    store.close()
+
+
+def test_an_alarm_is_raised_when_a_value_comes_and_not_when_somebody_looks(folder):
+    alarms = []
+    store, _ = reckoned(folder, alarm=lambda: alarms.append(1))
+    for n in range(7):
+        store.put(n, Stubborn(), 100 * KB)
+    assert store.check() == []
+    assert alarms == []
+    store.put(7, Stubborn(), 100 * KB)
+    store.put(8, Stubborn(), 20 * KB)
+    assert alarms == [1]
+    assert store.check() == [Pause()]
+    store.put(9, Stubborn(), 1000)
+    assert alarms == [1]  # it is paused already
+    assert store.settle()
+    store.forget(range(10))
+    assert store.check() == [Resume()]
+    store.put(10, Stubborn(), 750 * KB)
+    assert alarms == [1, 1]
+    assert store.check() == [Pause()]
+    store.close()
+
+
+def test_without_a_limit_nobody_waits_and_nothing_is_counted():
+    store = Store()
+    store.expect("task", 1 << 40)
+    store.made("task", 1 << 40)
+    store.put(1, b"x", 1 << 40)
+    assert (store.full, store.pressing, store.is_behind(), store.coming) == (False, False, False, {})
+    store.close()
+
+
 LARGE = """
 import sys, threading, time
 import numpy as np, psutil
@@ -606,7 +791,7 @@ def test_the_folder_is_the_users_alone(make, folder):
 
 
 def test_no_folder_is_made_before_it_is_needed(folder):
-    store = Store(10 * MB, folder)
+    store = Store(1 << 40, folder)
     store.put(1, block(1))
     assert store.settle()
     assert os.listdir(folder) == []

@@ -84,6 +84,18 @@ def test_what_is_beyond_the_limits_is_said_and_the_rest_comes():
     assert type(found[2]) is type(found[3]) is MessageTooLargeError
 
 
+def test_many_that_are_not_large_do_not_go_all_at_once():
+    async def work(values, connection):
+        for n in range(1, 41):
+            values.put(n, bytes([n]) * 500_000, 500_000)
+        Sender(values, "w").send(connection, 9, list(range(1, 41)))
+
+    messages = exchange(work, 40)
+    assert given(messages) == {n: bytes([n]) * 500_000 for n in range(1, 41)}
+    assert max(sum(message.sizes) for message in messages) <= transfers.MOST + 600_000
+    assert all(message.serial == 9 for message in messages)
+
+
 def test_what_was_forgotten_is_left_out():
     async def work(values, connection):
         values.put(1, b"a" * 2_000_000, 2_000_000)
