@@ -246,12 +246,22 @@ class Store:
             self._managed += size
             if self._spills:
                 self._queue_of(entry)[entry] = None
-                if self._measured:
-                    self._reckon()
-                else:
+                if not self._measured:
                     self._measure_again()
+                # `_reckon` and `_needed`, written out
+                managed, leaving = self._managed, self._leaving
+                occupied = self._rest + managed - self._mapped + self._made
+                self.full = occupied > self._gate
+                if occupied > self._pause:
+                    self._reckon()
+                calls = (
+                    managed - leaving > self._mark
+                    or occupied + self._expected + self._requested - leaving > self._pressure
+                )
+            else:
+                calls = False
         del dropped  # its destructor runs here, not under the lock
-        if self._spills and (self._managed - self._leaving > self._mark or self._needed() > 0):
+        if calls:
             self._call()
         return size
 
@@ -581,7 +591,8 @@ class Store:
             entry.mapped = 0
             self._freed += entry.size
         if self._spills:
-            self._reckon()
+            if self.full:
+                self._reckon()
             self._queue_of(entry).pop(entry, None)
             self._stuck.discard(entry)
             if entry.file:
