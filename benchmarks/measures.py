@@ -214,7 +214,7 @@ def _hold(total: int, grid: bool) -> tuple[int, int, int]:
             say(WORKER, worker, Report(order.grant, order.tids, [28] * size, [5e-6] * size, [1] * size, [], []), now)
     if done != total:
         raise RuntimeError(f"{done} of {total} tasks were run")
-    orders = order = None  # its process does not keep the last ones either
+    del deps, submit, orders, order  # its process does not keep the last messages either
     gc.collect()
     all_done = me.memory_info().rss - before
     for first in range(0, total, row):
