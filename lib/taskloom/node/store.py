@@ -21,7 +21,7 @@ What holds:
 - What does not pickle, and what the disk has no room for, stays in memory; both are counted, and said once.
 - No lock is held while a value is pickled, written, read, or thrown away: all of these may run the user's code.
 - What the process takes is known at any time, about: what it took when it was measured last, what has come and gone since,
-  and what is about to come. Who makes or reads large values waits (``expect``, ``get``) while that is too much; for the disk, and
+  and what is about to come. Who makes or reads large values waits (``expect``) while that is too much; for the disk, and
   for tasks that are under way, but for nothing else, and never longer than ``_PATIENCE``. So nobody waits for ever.
 - What others have a reference to, a task that runs above all, does not go: to write it would free nothing.
 
@@ -159,6 +159,7 @@ class Store:
 
     Attributes:
         full: whether there is so much that who makes values has to wait.
+        spilled: whether anything was written to disk so far.
 
     >>> store = Store()
     >>> store.put(1, [1, 2, 3]) > 0
@@ -186,7 +187,7 @@ class Store:
         self._rss = self._process_rss if rss is None else rss
         self._process: Any = None
         self.alarm = alarm
-        self.full = False
+        self.full = self.spilled = False
         self._alarmed = False
         self._pressure, self._gate, self._pause = self.policy.marks
         self._lock = threading.Lock()
@@ -279,9 +280,25 @@ class Store:
         """
         if not self._spills or (nbytes < _LARGE and not self.full):
             return
-        self._wait(nbytes, alone=True)
+        self._wait(nbytes)
         with self._lock:
             self._count_coming(ticket, nbytes, False)
+
+    def absent(self, tids: Iterable[int]) -> int:
+        """Bytes of memory that it takes to read those of these that are only on disk, about; for :meth:`expect`."""
+        entries = self._entries
+        found = 0
+        for tid in tids:
+            entry = entries.get(tid)
+            if entry is not None and entry.value is _ABSENT:
+                found += max(0, entry.size - entry.flat)
+        return found
+
+    def read(self, ticket: Hashable, nbytes: int) -> None:
+        """The inputs of a task are there, and count as values; so much of what was expected is still to come."""
+        if ticket in self.coming:
+            with self._lock:
+                self._count_coming(ticket, nbytes, False)
 
     def made(self, ticket: Hashable, nbytes: int) -> None:
         """A task has made so much, which is not put yet."""
@@ -329,8 +346,8 @@ class Store:
         self._call()
         return behind
 
-    def _wait(self, nbytes: int, alone: bool = False) -> None:
-        """Wait for room. ``alone``: where nothing can be written, wait for tasks under way that make values, too."""
+    def _wait(self, nbytes: int) -> None:
+        """Wait for room; where nothing can be written, for tasks under way."""
         deadline = 0.0
         with self._lock:
             turn = self._turn
@@ -348,7 +365,7 @@ class Store:
                         deadline = monotonic() + _PATIENCE
                     elif self._rounds_over >= wanted and not self._leaving:
                         # a round that saw all this has found nothing to write
-                        if not (alone and self.coming):
+                        if not self.coming:
                             return
                         wanted = self._rounds + 1
                     if monotonic() >= deadline:
@@ -395,7 +412,7 @@ class Store:
         return self._spills and self._occupied() + self._expected > 0.8 * self._pressure
 
     def get(self, tid: int) -> Any:
-        """A value, from disk if need be; then it may wait for room. Not for an event loop, therefore.
+        """A value, from disk if need be.
 
         Raises:
             KeyError: there is none of that name.
@@ -406,7 +423,6 @@ class Store:
         if value is not _ABSENT:
             entry.used = True
             return value
-        self._wait(entry.size - entry.flat)
         return self._value(entry)
 
     def parts(self, tid: int) -> tuple[Any, list[Any]]:
@@ -809,6 +825,7 @@ class Store:
             disk = SpillFolder(self._where())
             with self._lock:
                 self._disk = disk
+            self.spilled = True
         return self._disk
 
     def _where(self) -> str:

@@ -386,14 +386,15 @@ class WorkerNode:
     # --- tasks (the first two run in the executor's threads)
 
     def _prepare(self, key: Any, task: Start, function: Any) -> tuple[Any, Any]:
-        call = function.opened
+        call, nbytes = function.opened, function.nbytes
         if call is None:
             call = function.open()
             if self._store.full:
-                self._store.expect(key, UNKNOWN)
-        elif function.nbytes:
-            self._store.expect(key, function.nbytes)
+                nbytes = UNKNOWN
         args, deps = task.args, task.deps
+        absent = self._store.absent(deps) if deps and self._store.spilled else 0
+        if nbytes or absent:
+            self._store.expect(key, nbytes + absent)
         if not deps and type(args) is tuple:
             return call, args
         fresh, get = self._fresh.get, self.values.get
@@ -407,6 +408,8 @@ class WorkerNode:
                 except KeyError:
                     raise _NotThere from None
             inputs.append(value)
+        if absent:
+            self._store.read(key, nbytes)
         if args is None:
             return call, inputs
         return calls.call, (call, args, inputs)
