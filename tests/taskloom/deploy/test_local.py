@@ -326,8 +326,9 @@ def test_a_program_that_is_killed(number):
 
 
 def test_ctrl_c_goes_to_all_and_is_the_programs_to_deal_with():
-    text = SCRIPT + (
-        "try:\n    client.gather(long)\nexcept KeyboardInterrupt:\n    print('caught', client.submit(abs, -3).status)\n"
+    # the signal may come as soon as the program has said that it is there
+    text = SCRIPT.replace("print(os.getpid()", "try:\n    print(os.getpid()") + (
+        "    client.gather(long)\nexcept KeyboardInterrupt:\n    print('caught', client.submit(abs, -3).status)\n"
         "print(sorted(cluster.worker_pids))\nclient.close()\ncluster.close()\n"
     )
     how = lambda process: os.killpg(process.pid, signal.SIGINT)  # noqa: E731
