@@ -471,6 +471,43 @@ def test_what_a_task_still_uses_is_not_written(make):
     assert store.get(0)[0] == 0
 
 
+taken = []
+
+
+class Taken:
+    """Somebody begins to use it while it is written."""
+
+    def __reduce__(self):
+        taken.append(self)
+        return Taken, ()
+
+
+def test_what_is_taken_while_it_is_written_stays_and_goes_later_without_being_written_again(make, folder):
+    store = make(1000)
+    store.put(1, Taken(), 5000)
+    assert in_memory(store) == {1}
+    counts = store.counts()
+    assert (counts.memory_bytes, counts.on_disk, len(files(folder))) == (5000, 0, 1)
+    taken.clear()
+    store.put(2, b"x" * 10, 10)
+    assert in_memory(store) <= {2}
+    assert (store.counts().on_disk, taken) == (2 - len(in_memory(store)), [])
+
+
+def test_what_it_takes_to_read_values(make):
+    store = make(10)
+    store.put(1, block(1), 100 * KB)
+    store.put(2, [float(n) for n in range(10_000)], 300 * KB)
+    assert in_memory(store) == set()
+    assert store.absent([1, 2, 3]) == (100 + 300) * KB * 3 // 2  # files below 256 KB are read, not mapped
+    store.put(3, block(3, 400 * KB), 400 * KB)
+    assert in_memory(store) == set()
+    assert store.absent([3]) == 0
+    with store.pin([2]) as pins:
+        pins.get(2)
+        assert store.absent([2]) == 0
+
+
 # --- room
 
 
@@ -523,7 +560,10 @@ def test_who_makes_values_faster_than_the_disk_takes_them_waits(folder, size, mo
     assert max(most) <= (950 * KB if size < 300 * KB else 1000 * KB)  # what is made counts twice until it has arrived
     assert not store.coming
     assert store._expected == store._made == store._waiting == 0
-    assert finished(lambda: [store.get(n) for n in range(60)], lambda: [store.get(n) for n in range(1000, 1060)])
+    store.expect("reader", 100 * KB + store.absent(range(60)))
+    store.read("reader", 50 * KB)
+    assert (store._expected, store.coming) == (50 * KB, {"reader": (50 * KB, False)})
+    store.arrived("reader")
     assert [store.get(n)[0] for n in (0, 59, 1000, 1059)] == [0, 59, 1000, 1059]
     store.close()
 
