@@ -19,6 +19,7 @@ from taskloom.core.messages import (
     Cancel,
     Done,
     Erred,
+    ForgetFunctions,
     Functions,
     Options,
     Pending,
@@ -31,6 +32,8 @@ from taskloom.core.messages import (
 __all__ = ["FAILED", "PENDING", "READY", "ClientMachine", "Wish"]
 
 PENDING, READY, FAILED = "pending", "ready", "failed"
+
+SPARE = 256  # so many functions that no task needs are kept: most are called again
 
 
 class Wish(NamedTuple):
@@ -60,18 +63,24 @@ class ClientMachine:
 
     Args:
         uuid: its name, never used by another one.
+        spare: how many functions are kept for which there is no task.
 
     Attributes:
         wishes: counter -> :class:`Wish`, of what is wanted.
     """
 
-    def __init__(self, uuid: bytes) -> None:
+    def __init__(self, uuid: bytes, spare: int = SPARE) -> None:
         self.uuid = uuid
+        self.spare = spare
         self.wishes: dict[int, Wish] = {}
         self._next = 0
-        self._functions: dict[Any, int] = {}
-        self._payloads: list[Any] = []
-        self._known = 0  # functions that this scheduler has been told of
+        self._functions: dict[Any, int] = {}  # hash -> number, never used again
+        self._payloads: dict[int, tuple[Any, Any]] = {}  # number -> hash and payload; in the order of the numbers
+        self._functions_made = 0
+        self._known = 0  # this scheduler has been told of functions with lower numbers than this
+        self._many = 2 * spare  # with more functions than this it is looked which are needed
+        self._looked = 0  # functions that had been made when that was looked last; ``_lately``: which were used since
+        self._lately: set[int] = set()
         self._blocks: list[Submit] = []
         self._kept = 0  # how many there were when it was last looked which are needed
         self._asked: dict[int, None] = {}  # counters of data that the scheduler wants once more
@@ -108,9 +117,11 @@ class ClientMachine:
         for digest, payload in functions:
             number = self._functions.get(digest)
             if number is None:
-                number = self._functions[digest] = len(self._payloads)
-                self._payloads.append(payload)
+                number = self._functions[digest] = self._functions_made
+                self._functions_made += 1
+                self._payloads[number] = digest, payload
             numbers.append(number)
+        self._lately.update(numbers)
         block = Submit(first, numbers, list(args), list(deps), wanted, options or Options(), unpin)
         if not numbers:
             pass
@@ -129,7 +140,10 @@ class ClientMachine:
                     self.wishes[first + k] = _PENDING
                 if want & PIN and not unpin[0] <= first + k < unpin[1]:
                     self._pinned[first + k] = None
-        return first, [*self._new_functions(), block]
+        messages = [*self._new_functions(), block]
+        if len(self._payloads) > self._many:
+            messages += self._forget_functions(self.spare)
+        return first, messages
 
     def reserve(self, count: int) -> int:
         """The counter of the first of so many tasks to come, which follow each other, whatever comes in between."""
@@ -143,24 +157,42 @@ class ClientMachine:
         return self._next
 
     def _new_functions(self) -> list[Any]:
-        if self._known == len(self._payloads):
+        if self._known == self._functions_made:
             return []
-        numbers = range(self._known, len(self._payloads))
-        self._known = len(self._payloads)
-        return [Functions(list(numbers), [self._payloads[n] for n in numbers])]
+        known, self._known = self._known, self._functions_made
+        numbers = [n for n in range(known, self._functions_made) if n in self._payloads] if known else [*self._payloads]
+        return [Functions(numbers, [self._payloads[n][1] for n in numbers])] if numbers else []
+
+    def _forget_functions(self, spare: int) -> list[Any]:
+        """Let go of functions for which there is no task; the messages.
+
+        Args:
+            spare: so many of them are kept: those that were called again of late, then the last ones.
+        """
+        needed: set[int] = set()
+        for block in self._blocks:
+            needed.update(block.functions)
+        again = {number for number in self._lately if number < self._looked}
+        idle = sorted(self._payloads.keys() - needed, key=lambda number: (number in again, number))
+        gone = idle[: max(0, len(idle) - spare)]
+        for number in gone:
+            del self._functions[self._payloads.pop(number)[0]]
+        self._many = 2 * len(needed) + 2 * self.spare
+        self._looked = self._functions_made
+        self._lately.clear()
+        return [ForgetFunctions(gone)] if gone else []
 
     def release(self, counters: Iterable[int]) -> list[Any]:
         """Values that are wanted no longer; the messages to the scheduler."""
         gone = [counter for counter in counters if self.wishes.pop(counter, None) is not None]
         if not gone:
             return []
-        self._forget()
-        return [Release(gone)]
+        return [Release(gone), *self._forget()]
 
-    def _forget(self) -> None:
-        """Let go of submissions of which nothing is wanted, and which nothing that is wanted is made of."""
+    def _forget(self) -> list[Any]:
+        """Let go of submissions of which nothing is wanted, and which nothing that is wanted is made of; the messages."""
         if len(self._blocks) < 2 * self._kept + 16 and (self.wishes or self._pinned):
-            return
+            return []
         needed: set[int] = {*self.wishes, *self._pinned}
         kept = []
         for block in reversed(self._blocks):
@@ -171,6 +203,7 @@ class ClientMachine:
                     needed.update(needs)
         self._blocks = kept[::-1]
         self._kept = len(kept)
+        return self._forget_functions(self.spare) if len(self._payloads) > 2 * self.spare else []
 
     def cancel(self, counters: Sequence[int]) -> list[Any]:
         """Tasks that are not to be computed; the messages."""
@@ -187,7 +220,9 @@ class ClientMachine:
         """A scheduler that does not know us: all that is still wanted."""
         self._known = 0
         self._asked.clear()
-        messages: list[Any] = [Back([block.first for block in self._blocks]), *self._new_functions()]
+        self._forget_functions(0)  # the list of those that are left says so
+        back = Back([block.first for block in self._blocks], list(self._payloads))
+        messages: list[Any] = [back, *self._new_functions()]
         # What a later submission needs is pinned until all are there: its own graph may have ended long ago. What one needs
         # that is still to come stays pinned.
         later: set[int] = set(self._pinned)

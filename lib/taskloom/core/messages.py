@@ -42,6 +42,7 @@ __all__ = [
     "Erred",
     "Fetch",
     "Fetched",
+    "ForgetFunctions",
     "Functions",
     "GaveBack",
     "Give",
@@ -195,13 +196,26 @@ class Functions(NamedTuple):
     payloads: Sequence[Any]
 
 
+class ForgetFunctions(NamedTuple):
+    """Functions by number, which nobody will speak of any more: a client's next one has another number, and so the scheduler's.
+
+    From a client to the scheduler; to a worker when no task of them is there any more.
+    """
+
+    numbers: Sequence[int]
+
+
 class Back(NamedTuple):
     """The first that a client says: the first counters of all submissions that it still has. They come next.
 
     Of others that the scheduler has of it, nothing is wanted: the client was away when it let go of them.
+
+    Attributes:
+        functions: the numbers of the functions that it still has. Others are as if a :class:`ForgetFunctions` said them.
     """
 
     firsts: Sequence[int]
+    functions: Sequence[int] = ()
 
 
 class Release(NamedTuple):
@@ -623,4 +637,5 @@ KINDS: tuple[type, ...] = (
     Resend,
     Bye,
     Leaving,
+    ForgetFunctions,
 )

@@ -24,6 +24,7 @@ from taskloom.core.messages import (
     Copy,
     Drop,
     Fetched,
+    ForgetFunctions,
     Functions,
     GaveBack,
     Missing,
@@ -322,6 +323,7 @@ class WorkerMachine:
             Adopted: self._adopted,
             Retired: self._retired,
             Functions: lambda message: None,  # the shell's
+            ForgetFunctions: lambda message: None,
             Ended: self._ended,
             Raised: self._raised,
             Unready: self._unready,

@@ -18,6 +18,7 @@ from taskloom.core.messages import (
     Ask,
     Bye,
     Fetch,
+    ForgetFunctions,
     Functions,
     Peers,
     Said,
@@ -247,6 +248,11 @@ class WorkerNode:
             if kind is Functions:
                 for number, payload in zip(message.numbers, message.payloads, strict=True):
                     self.functions[number] = _Function(payload)
+            elif kind is ForgetFunctions:
+                if self._events:  # what was said before: tasks of them may be among what it cancels
+                    self._work()
+                for number in message.numbers:
+                    self.functions.pop(number, None)
             elif kind is Peers:
                 self.transfers.addresses.update(message.addresses)
             elif kind is Welcome:

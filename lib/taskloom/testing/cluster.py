@@ -590,6 +590,29 @@ class SimulatedCluster:
             name = f"client {client.number}, task {counter}"
             assert runs <= allowed, f"{name} ran {runs} times, and there was reason for {allowed}"
 
+    def _check_functions(self) -> None:
+        """Of functions nothing is kept but the few that clients may call again."""
+        machine = self.scheduler.machine
+        assert not machine._going, f"functions never go: {machine._going}"
+        numbers: set[int] = set()
+        for client in self.clients:
+            inner, known = client.machine, machine.clients.get(client.number)
+            assert client.gone or len(inner._payloads) <= 2 * inner.spare, (
+                f"client {client.number} keeps the functions {sorted(inner._payloads)}"
+            )
+            there = {} if known is None else known.functions
+            kept = set() if client.gone else inner._payloads.keys()
+            assert there.keys() == kept, (
+                f"client {client.number} has the functions {sorted(kept)}, the scheduler {sorted(there)} of them"
+            )
+            numbers.update(function.number for function in there.values())
+        for worker in self._alive():
+            told = machine.workers[worker.number].functions
+            assert told == worker.functions.keys(), (
+                f"worker {worker.number} has the functions {sorted(worker.functions)}, and was told {sorted(told)}"
+            )
+            assert told <= numbers, f"worker {worker.number} keeps the functions {sorted(told - numbers)}"
+
     def _check_empty(self) -> None:
         machine = self.scheduler.machine
         validate(machine)
@@ -598,6 +621,7 @@ class SimulatedCluster:
         aside: list[Any] = [machine.tasks.copies, machine.tasks.orders, machine.tasks.errors, machine.tasks.tries]
         assert not any(aside), f"something is kept aside: {aside}"
         assert not machine.placing.stuck
+        self._check_functions()
         for client in machine.clients.values():
             assert not client.blocks
         for worker in self._alive():

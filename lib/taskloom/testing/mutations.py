@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from taskloom.core.client import ClientMachine
-from taskloom.core.messages import PIN, Adopted, Fetched
+from taskloom.core.messages import PIN, Adopted, Fetched, ForgetFunctions
 from taskloom.core.scheduler.machine import Scheduler
 from taskloom.core.scheduler.outbox import Outbox
 from taskloom.core.scheduler.placing import Placing
@@ -251,6 +251,28 @@ def _no_running(right: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, message: right(self, Adopted(message.held, {}))
 
 
+def _needed_or_not(right: Callable[..., Any]) -> Callable[..., Any]:
+    def forget(self: ClientMachine, spare: int) -> Any:
+        blocks, self._blocks = self._blocks, []
+        messages = right(self, spare)
+        self._blocks = blocks
+        return messages
+
+    return forget
+
+
+def _back_without_functions(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, client, message: right(self, client, message._replace(functions=list(client.functions)))
+
+
+def _keep_functions(right: Callable[..., Any]) -> Callable[..., Any]:
+    def worker(self: Outbox, number: int, message: Any) -> None:
+        if type(message) is not ForgetFunctions:
+            right(self, number, message)
+
+    return worker
+
+
 def _sleep_when_paused(right: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self: None if self.paused else right(self)
 
@@ -305,6 +327,11 @@ MUTATIONS = (
     Mutation("who comes late does not get what is everywhere", Spreading, "came", _nothing),
     Mutation("nobody goes over what there is room for", Placing, "_exceeding", _nowhere),
     Mutation("slots are not given back", Scheduler, "_sweep", _nothing),
+    Mutation("clients keep all functions", ClientMachine, "_forget_functions", _empty),
+    Mutation("functions go while there are tasks of them", ClientMachine, "_forget_functions", _needed_or_not),
+    Mutation("the scheduler keeps all functions", Scheduler, "_let_functions_go", _nothing),
+    Mutation("functions that a client forgot while it was away are kept", Scheduler, "_back", _back_without_functions),
+    Mutation("workers are not told which functions go", Outbox, "worker", _keep_functions),
 )
 
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice, pairwise
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from taskloom.core.client import FAILED, READY, ClientMachine
-from taskloom.core.messages import PIN, WISH, Ask, Done, Functions, Options, Pending, Status, Unask
+from taskloom.core.messages import PIN, WISH, Ask, Done, ForgetFunctions, Functions, Options, Pending, Status, Unask
 from taskloom.core.scheduler.checks import CheckedScheduler
 from taskloom.core.scheduler.machine import CLIENT, WORKER
 from taskloom.core.worker import (
@@ -170,6 +171,9 @@ class SimulatedWorker:
         if type(message) is Functions:
             self.functions.update(zip(message.numbers, message.payloads, strict=True))
         self.handle([message])
+        if type(message) is ForgetFunctions:
+            for number in message.numbers:
+                del self.functions[number]
 
     def pause(self, paused: bool) -> None:
         """Memory is full, or not any more."""
@@ -323,7 +327,9 @@ class SimulatedClient:
     def __init__(self, cluster: SimulatedCluster, name: str, uuid: bytes) -> None:
         self.cluster = cluster
         self.name = name
-        self.machine = ClientMachine(uuid)
+        self._fresh = Random(f"{cluster.seed} {name}")
+        self._few = self._fresh.choice((0.0, 0.3, 1.0))  # what part of its functions is called a few times at most
+        self.machine = ClientMachine(uuid, spare=self._fresh.choice((0, 1, 5, 256)))
         self.number = -1
         self.up: Link | None = None
         self.down: Link | None = None
@@ -451,6 +457,8 @@ class SimulatedClient:
         alive = [c for c in self.machine.wishes if self.machine.wishes[c].state != FAILED]
         for k in range(count):
             function: tuple[Any, ...] = ("f", draw.randrange(3))
+            if self._fresh.random() < self._few:
+                function = ("f", 3 + self._fresh.randrange(first + k + 1) // 3)
             if draw.random() < 0.02:
                 function = ("raise",)
             elif cluster.kills and draw.random() < 0.005:

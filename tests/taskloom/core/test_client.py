@@ -13,6 +13,7 @@ from taskloom.core.messages import (
     Cancel,
     Done,
     Erred,
+    ForgetFunctions,
     Functions,
     Options,
     Pending,
@@ -52,6 +53,71 @@ def test_functions_go_once():
     assert client.next_counter == 3
 
 
+def call(client, *names):
+    """A task each of these functions; counters, and the numbers of functions that the scheduler hears of, and is to forget."""
+    first, said = submit(client, *[()] * len(names), functions=[(name, name) for name in names])
+    return range(first, first + len(names)), told(said)
+
+
+def told(said):
+    came = [number for message in said if type(message) is Functions for number in message.numbers]
+    return came, [number for message in said if type(message) is ForgetFunctions for number in message.numbers]
+
+
+def test_functions_for_which_there_is_no_task_are_let_go_of_but_for_some():
+    client = ClientMachine(b"c" * 16, spare=2)
+    for n in range(4):
+        counters, heard = call(client, n)
+        assert heard == ([n], [])
+        assert client.release(counters) == [Release([n])]
+    _, heard = call(client, "kept")
+    assert heard == ([4], [0, 1])  # two are kept that no task needs, and that of a task
+    assert call(client, 3)[1] == ([], [])
+    assert call(client, 0)[1] == ([5], [])  # under another number
+    assert client.connected()[:2] == [Back([4, 5, 6], [3, 4, 5]), Functions([3, 4, 5], [3, "kept", 0])]
+
+
+def test_functions_are_kept_while_there_are_tasks_of_them():
+    client = ClientMachine(b"c" * 16, spare=0)
+    counters, heard = call(client, *range(100))
+    assert heard == (list(range(100)), [])
+    assert client.release(counters[1:]) == [Release(list(range(1, 100)))]  # they are in one block with the first
+    assert client.release(counters[:1]) == [Release([0]), ForgetFunctions(list(range(100)))]
+    assert client.connected()[0] == Back([], [])
+
+
+def test_functions_that_what_is_wanted_is_made_of_are_kept():
+    client = ClientMachine(b"c" * 16, spare=0)
+    submit(client, (), functions=[F])
+    submit(client, (0,), functions=[G])
+    assert client.release([0]) == [Release([0])]
+    assert call(client, "h")[1] == ([2], [])
+    assert client.connected()[1] == Functions([0, 1, 2], [b"f", b"g", "h"])
+
+
+def test_a_function_that_is_called_again_and_again_stays_whatever_comes_in_between():
+    client = ClientMachine(b"c" * 16, spare=4)
+    sent, gone = [], []
+    for n in range(100):
+        for name in ("again", n):
+            counters, (came, left) = call(client, name)
+            sent += [name] * len(came)
+            gone += left
+            gone += told(client.release(counters))[1]
+    assert sent.count("again") == 2  # it takes a first look to know which are called again
+    assert [name for name in sent if name != "again"] == list(range(100))
+    assert len(gone) > 90
+
+
+def test_what_is_forgotten_while_no_scheduler_is_there_is_not_sent():
+    client = ClientMachine(b"c" * 16, spare=5)
+    for n in range(3):
+        client.release(call(client, n)[0])
+    call(client, "kept")
+    assert client.connected()[:2] == [Back([3], [3]), Functions([3], ["kept"])]
+    assert call(client, 0)[1] == ([4], [])
+
+
 def test_counters_of_a_graph_are_its_own_whatever_comes_in_between():
     client = machine()
     base = client.reserve(3)
@@ -60,7 +126,7 @@ def test_counters_of_a_graph_are_its_own_whatever_comes_in_between():
     assert client.submit(*columns, bytes([WISH, PIN]), NONE, first=base)[0] == 0
     assert client.submit([F], ["args"], [(1,)], bytes([WISH]), NONE, (0, 3), first=2)[0] == 2
     assert [message.first for message in client.connected() if type(message) is Submit] == [0, 2, 3, 4]
-    assert client.connected()[0] == Back([0, 2, 3])
+    assert client.connected()[0] == Back([0, 2, 3], [0])
 
 
 def test_what_becomes_of_a_wish():
@@ -104,7 +170,7 @@ def test_a_scheduler_that_is_new_gets_what_is_wanted():
     submit(client, (), (0,), (), (), wanted=b"\0\1\1\1")
     client.handle([Done([1, 2], [71, 72], [8, 8], [10, 10], [None, "small"]), Erred([3], [3], ["error"])])
     assert client.connected() == [
-        Back([0]),
+        Back([0], [0]),
         Functions([0], [b"f"]),
         block(0, (), (0,), (), (), wanted=[0, WISH, WISH, KEEP]),
         Submit(4, [], [], [], b"", NONE, (0, 4)),
@@ -123,7 +189,7 @@ def test_what_a_later_block_needs_is_pinned_until_all_are_there():
     submit(client, (0,), wanted=b"\1")
     client.release([0])
     assert client.connected() == [
-        Back([0, 1]),
+        Back([0, 1], [0]),
         Functions([0], [b"f"]),
         block(0, (), wanted=[PIN]),
         block(1, (0,), wanted=[WISH]),
@@ -154,7 +220,7 @@ def test_nor_is_it_forgotten_before():
     submit(client, ())
     submit(client, (), wanted=bytes([PIN]))
     client.release([0])
-    assert client.connected()[0] == Back([0, 1])
+    assert client.connected()[0] == Back([0, 1], [0])
     for _ in range(40):
         first, _ = submit(client, ())
         client.release([first])
@@ -166,9 +232,9 @@ def test_submissions_are_forgotten_with_the_last_wish():
     for _ in range(100):
         submit(client, ())
     client.release(range(99))
-    assert client.connected()[0] == Back([99])
+    assert client.connected()[0] == Back([99], [0])
     client.release([99])
-    assert client.connected() == [Back([]), Functions([0], [b"f"]), Submit(100, [], [], [], b"", NONE, (0, 100))]
+    assert client.connected() == [Back([], []), Submit(100, [], [], [], b"", NONE, (0, 100))]
 
 
 def test_but_not_what_others_are_made_of():
@@ -176,7 +242,7 @@ def test_but_not_what_others_are_made_of():
     for n in range(100):
         submit(client, (n - 1,) if n else ())
     client.release(range(99))
-    assert client.connected()[0] == Back(list(range(100)))
+    assert client.connected()[0] == Back(list(range(100)), [0])
 
 
 # --- data that is lost

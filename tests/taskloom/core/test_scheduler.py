@@ -19,6 +19,7 @@ from taskloom.core.messages import (
     Drop,
     Erred,
     Fetched,
+    ForgetFunctions,
     Functions,
     Lost,
     Missing,
@@ -597,9 +598,85 @@ def test_a_client_that_goes_leaves_nothing():
     play.submit((), (0,))
     play.scheduler.client_left(play.client)
     tids = [1 << 32, (1 << 32) + 1]
-    assert play.hear() == [(play.workers[0], CancelTasks(tids[::-1]))]
+    assert play.hear() == [(play.workers[0], CancelTasks(tids[::-1])), (play.workers[0], ForgetFunctions([1]))]
     assert play.scheduler.tasks.live == 0
+    assert not play.scheduler.workers[play.workers[0]].functions
     play.scheduler.client_left(play.client)  # once more is nothing
+
+
+# --- functions
+
+
+def test_functions_are_forgotten_and_those_who_have_them_are_told():
+    play = Play("a", "b")
+    a, b = play.workers
+    play.submit((), (), functions=[0, 1], workers=("a",))
+    play.submit((), functions=[1], workers=("b",))
+    play.report(a, 0, 1)
+    play.report(b, 2)
+    said = play.from_client(Release([0, 1, 2]), ForgetFunctions([0, 1, 2]))
+    assert only(said, ForgetFunctions) == [
+        (a, ForgetFunctions([1, 2])),
+        (b, ForgetFunctions([2])),
+    ]
+    client = play.scheduler.clients[play.client]
+    assert list(client.functions) == [3]
+    assert not play.scheduler.workers[a].functions
+    assert play.from_client(ForgetFunctions([0, 1, 2])) == []  # once more is nothing
+    # the next one has another number everywhere
+    said = play.from_client(Functions([4], [FUNCTION]))
+    said += play.submit((), functions=[4], workers=("a",))
+    assert only(said, Functions) == [(a, Functions([5], [FUNCTION]))]
+
+
+def test_functions_are_not_forgotten_while_there_are_tasks_of_them():
+    play = Play("a")
+    (a,) = play.workers
+    play.submit((), (), ())
+    assert play.from_client(ForgetFunctions([0])) == []
+    play.report(a, 0)
+    assert not only(play.release(0), ForgetFunctions)
+    assert 0 in play.scheduler.clients[play.client].functions
+    play.left(a)
+    b = play.came("b")
+    assert only(play.hear(), Functions) == [(b, Functions([1], [FUNCTION]))]  # it is sent once more
+    play.report(b, 1)
+    assert only(play.release(1, 2), ForgetFunctions) == [(b, ForgetFunctions([1]))]
+    assert 0 not in play.scheduler.clients[play.client].functions
+
+
+def test_a_client_that_comes_back_says_which_functions_it_has():
+    play = Play("a")
+    (a,) = play.workers
+    play.submit((), (), functions=[0, 1])
+    play.report(a, 0, 1)
+    play.release(1)
+    client = play.scheduler.clients[play.client]
+    known = client.functions[0]
+    play.client = play.scheduler.client_came(UUID)
+    block = Submit(0, [0, 1], ["args 0", "args 1"], [(), ()], bytes([WISH, 0]), Options())
+    said = play.from_client(Back([0], [0, 3]), Functions([0, 3], [FUNCTION] * 2), block)
+    assert only(said, ForgetFunctions) == [(a, ForgetFunctions([2]))]
+    assert list(client.functions) == [0, 3]
+    assert client.functions[0] is known  # with what its tasks took, and the number by which workers know it
+
+
+def test_all_that_clients_want_can_be_cancelled():
+    play = Play("a")
+    (a,) = play.workers
+    play.submit((), (0,), (), ())
+    play.report(a, 0, 2)
+    play.scheduler.cancel_all("because")
+    said = play.hear()
+    assert only(said, Erred) == [(play.client, Erred([1, 2, 3], [1, 2, 3], [Lost("cancelled", "because")] * 3))]
+    tids = {n: (1 << 32) + n for n in range(4)}
+    gone = [tid for kind in (CancelTasks, Drop) for _, message in only(said, kind) for tid in message.tids]
+    assert sorted(gone) == sorted(tids.values())
+    assert play.scheduler.tasks.live == 0
+    assert not play.scheduler.tasks.state
+    play.scheduler.cancel_all("once more")
+    assert play.hear() == []
+    assert runs(play.submit(())) == {a: [4]}  # it goes on
 
 
 def test_slots_are_given_back_and_used_again():

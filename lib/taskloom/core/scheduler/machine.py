@@ -25,6 +25,7 @@ from taskloom.core.messages import (
     CancelTasks,
     Drop,
     Fetched,
+    ForgetFunctions,
     Functions,
     GaveBack,
     Lost,
@@ -121,6 +122,9 @@ class Scheduler:
         self.incarnation = incarnation
         self._numbers = incarnation << 20  # workers know each other by their numbers, also across a restart
         self._functions = 0
+        self._going: list[
+            tuple[Client, int]
+        ] = []  # functions that clients have let go of, and of which there are tasks
         self._ranks = 0
         self._grace: float | None = grace or None
         self._grace_until: float | None = None
@@ -133,6 +137,7 @@ class Scheduler:
         self._of_clients: dict[type, Callable[[Any, Any], None]] = {
             Submit: self._submit,
             Functions: self._functions_came,
+            ForgetFunctions: self._functions_go,
             Back: self._back,
             Release: self._release,
             Want: self._want,
@@ -179,6 +184,7 @@ class Scheduler:
                 if self.tasks.state[slot] != FREE:
                     self._set_wanted(slot, 0)
         self._sweep()
+        self._let_functions_go([(client, n) for n in client.functions])
 
     def cancel_all(self, words: str) -> None:
         """All that clients want is cancelled, and all values are dropped, those that are done too."""
@@ -331,8 +337,30 @@ class Scheduler:
 
     def _functions_came(self, client: Client, message: Functions) -> None:
         for number, payload in zip(message.numbers, message.payloads, strict=True):
-            self._functions += 1
-            client.functions[number] = Function(self._functions, payload)
+            if number not in client.functions:  # else it was away, and says all that it has
+                self._functions += 1
+                client.functions[number] = Function(self._functions, payload)
+
+    def _functions_go(self, client: Client, message: ForgetFunctions) -> None:
+        self._let_functions_go([(client, number) for number in message.numbers])
+
+    def _let_functions_go(self, going: Iterable[tuple[Client, int]]) -> None:
+        """Forget functions, and have workers forget them, as soon as there is no task of them any more."""
+        gone: set[int] = set()
+        for client, number in going:
+            function = client.functions.get(number)
+            if function is None:
+                continue
+            if function.uses:
+                self._going.append((client, number))
+            else:
+                del client.functions[number]
+                gone.add(function.number)
+        for worker in self.workers.values() if gone else ():
+            known = worker.functions & gone
+            if known:
+                worker.functions -= known
+                self.out.worker(worker.number, ForgetFunctions(sorted(known)))
 
     def _submit(self, client: Client, message: Submit) -> None:
         tasks = self.tasks
@@ -445,6 +473,8 @@ class Scheduler:
                 for slot in range(block.base, block.base + block.count):
                     if self.tasks.state[slot] != FREE:
                         self._set_wanted(slot, 0)
+        left = set(message.functions)
+        self._let_functions_go([(client, number) for number in client.functions if number not in left])
 
     def _resync(self, block: Block, message: Submit) -> None:
         """What a client that was away wants of a submission that is known; data of it that we have asked for."""
@@ -847,6 +877,9 @@ class Scheduler:
             self.placing.closed(block)
             block.client.remove(block)
             self.tasks.free(block)
+        if self._going:
+            going, self._going = self._going, []
+            self._let_functions_go(going)
 
     # --- workers
 
