@@ -121,7 +121,8 @@ class ClientMachine:
                 self._functions_made += 1
                 self._payloads[number] = digest, payload
             numbers.append(number)
-        self._lately.update(numbers)
+        if self._looked:
+            self._lately.update(numbers)
         block = Submit(first, numbers, list(args), list(deps), wanted, options or Options(), unpin)
         if not numbers:
             pass
@@ -140,6 +141,8 @@ class ClientMachine:
                     self.wishes[first + k] = _PENDING
                 if want & PIN and not unpin[0] <= first + k < unpin[1]:
                     self._pinned[first + k] = None
+        if self._known == self._functions_made:
+            return first, [block]
         messages = [*self._new_functions(), block]
         if len(self._payloads) > self._many:
             messages += self._forget_functions(self.spare)

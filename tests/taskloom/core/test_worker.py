@@ -12,6 +12,7 @@ from taskloom.core.messages import (
     Copy,
     Drop,
     Fetched,
+    ForgetFunctions,
     Functions,
     GaveBack,
     Missing,
@@ -146,7 +147,7 @@ def test_resources_hold_a_task_back_and_not_those_behind_it():
 
 
 def test_functions_are_the_shells():
-    assert Worker().hear(Functions([1], [b"f"])) == []
+    assert Worker().hear(Functions([1], [b"f"]), ForgetFunctions([1])) == []
 
 
 # --- pause
