@@ -18,9 +18,10 @@ from typing import Any
 import click
 
 import taskloom
+from taskloom import config
 from taskloom.errors import TaskloomError
 
-__all__ = ["main"]
+__all__ = ["main", "setting"]
 
 # name -> its module, and one line about it: the list of commands is shown without importing them
 _COMMANDS = {
@@ -80,6 +81,21 @@ class _Main(click.Group):
             # What is still in the buffer goes nowhere, and must not be tried again when Python ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(status or 0)
+
+
+def setting(name: str) -> Any:
+    """A setting; where a variable or a file has nonsense, that is told in a line.
+
+    Args:
+        name: of the setting, such as "cluster.port".
+
+    Raises:
+        click.ClickException: a setting, be it this one or another, is not as it should be; says which, and where it stands.
+    """
+    try:
+        return config.get(name)
+    except (TypeError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _end(number: int, frame: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from taskloom import config
+from taskloom.cli import setting
 
 __all__ = ["command"]
 
@@ -41,14 +41,14 @@ def command(
     from taskloom.deploy.local import LocalCluster
     from taskloom.net import find_or_make_token
 
-    port = config.get("cluster.port") if port is None else port
-    wished = config.get("cluster.http_port") if http_port is None else http_port
+    port = setting("cluster.port") if port is None else port
+    wished = setting("cluster.http_port") if http_port is None else http_port
     try:
         cluster = LocalCluster(
             nworkers,
             nthreads,
-            memory_limit=config.get("worker.memory_limit") if memory_limit is None else memory_limit,
-            local_directory=config.get("worker.local_directory"),
+            memory_limit=setting("worker.memory_limit") if memory_limit is None else memory_limit,
+            local_directory=setting("worker.local_directory"),
             scheduler_port=port,
             http_port=None if wished < 0 else wished,
             token=find_or_make_token(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from taskloom import config
+from taskloom.cli import setting
 
 __all__ = ["command"]
 
@@ -39,14 +39,14 @@ def command(host: str | None, port: int | None, http_port: int | None, grace: fl
       python -c 'import taskloom; print(taskloom.Client("tcp://127.0.0.1:8786").submit(sum, [1, 2]).result())'
     """
     from taskloom.net import find_or_make_token
-    from taskloom.net.addresses import is_loopback
+    from taskloom.net.addresses import is_here
     from taskloom.node.scheduler import run_scheduler
 
-    host = config.get("cluster.host") if host is None else host
-    port = config.get("cluster.port") if port is None else port
-    grace = config.get("cluster.grace") if grace is None else grace
-    wished = config.get("cluster.http_port") if http_port is None else http_port
-    scheme = "tcp" if is_loopback(host) else "tls"
+    host = setting("cluster.host") if host is None else host
+    port = setting("cluster.port") if port is None else port
+    grace = setting("cluster.grace") if grace is None else grace
+    wished = setting("cluster.http_port") if http_port is None else http_port
+    scheme = "tcp" if is_here(host) else "tls"
     run_scheduler(
         f"{scheme}://{host}:{port}",
         find_or_make_token(),

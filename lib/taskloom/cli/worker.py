@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
-from taskloom import config
+from taskloom.cli import setting
 
 __all__ = ["command"]
 
@@ -81,12 +83,12 @@ def command(
     """
     from taskloom.errors import TokenError
     from taskloom.net import find_token
-    from taskloom.net.addresses import is_loopback, parse_address
+    from taskloom.net.addresses import is_here, parse_address
     from taskloom.net.tokens import how_to_get_token
     from taskloom.node.supervisor import run_workers
     from taskloom.system import cpu_count, memory_total, parse_bytes
 
-    address = address or config.get("cluster.address")
+    address = address or setting("cluster.address")
     if not address:
         raise click.UsageError(
             "which scheduler? Type: taskloom worker tcp://HOST:PORT, as the scheduler says when it starts"
@@ -94,13 +96,13 @@ def command(
     where = parse_address(address)
     token = find_token()
     if token is None:
-        machine = None if where.scheme == "inproc" or is_loopback(where.host) else where.host
+        machine = None if where.scheme == "inproc" or is_here(where.host) else where.host
         raise TokenError(
             f"there is no token for {address}. Type: {how_to_get_token(machine)} taskloom worker {address}"
         )
-    count = nworkers or config.get("worker.nworkers")
-    threads = nthreads or config.get("worker.nthreads") or max(1, cpu_count() // count)
-    wished = config.get("worker.memory_limit") if memory_limit is None else memory_limit
+    count = nworkers or setting("worker.nworkers")
+    threads = nthreads or setting("worker.nthreads") or max(1, cpu_count() // count)
+    wished = setting("worker.memory_limit") if memory_limit is None else memory_limit
     try:
         limit = memory_total() // count if wished == "auto" else parse_bytes(wished)
     except ValueError as error:
@@ -112,15 +114,17 @@ def command(
         label, _, amount = item.partition("=")
         try:
             amounts[label] = float(amount)
+            if not label or not 0 <= amounts[label] < math.inf:
+                raise ValueError(item)
         except ValueError as error:
             raise click.BadParameter(f"{item!r} is not NAME=AMOUNT, such as GPU=1", param_hint="--resource") from error
     if host is None:
-        host = "127.0.0.1" if is_loopback(where.host) else "0.0.0.0"
-    scheme = "tcp" if is_loopback(host) else "tls"
+        host = "127.0.0.1" if is_here(where.host) else "0.0.0.0"
+    scheme = "tcp" if is_here(host) else "tls"
     run_workers(
         address,
         token,
-        leave=config.get("worker.leave_timeout") if leave_timeout is None else leave_timeout,
+        leave=setting("worker.leave_timeout") if leave_timeout is None else leave_timeout,
         say=lambda words: click.echo(f"taskloom {words}"),
         count=count,
         threads=threads,
@@ -128,5 +132,5 @@ def command(
         name=name,
         resources=amounts,
         listen_at=f"{scheme}://{host}:{port}",
-        folder=local_directory or config.get("worker.local_directory"),
+        folder=local_directory or setting("worker.local_directory"),
     )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from taskloom.errors import AddressError
 
-__all__ = ["DEFAULT_PORT", "Address", "is_loopback", "parse_address"]
+__all__ = ["DEFAULT_PORT", "Address", "is_here", "is_loopback", "parse_address"]
 
 #: Where a scheduler listens if nothing else is said.
 DEFAULT_PORT = 8786
@@ -136,3 +136,19 @@ def is_loopback(host: str) -> bool:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped.is_loopback
     return address.is_loopback
+
+
+def is_here(host: str) -> bool:
+    """Whether a host, as it stands in an address, can only be this machine; nobody is asked what a name stands for.
+
+    Args:
+        host: a name or an IP address.
+
+    >>> is_here("localhost"), is_here("127.0.0.1"), is_here("10.0.0.1"), is_here("scheduler-machine")
+    (True, True, False, False)
+    """
+    try:
+        return is_loopback(host)
+    except ValueError:  # a name
+        name = host.rstrip(".").lower()
+        return name == "localhost" or name.endswith(".localhost")

@@ -122,7 +122,9 @@ def test_what_is_wrong_is_said_in_a_line(terminals):
         (("worker", "tcp://127.0.0.1:1"), "there is no token for tcp://127.0.0.1:1. Type: TASKLOOM_TOKEN="),
         (("worker", "nowhere"), "nowhere"),
         (("worker",), "which scheduler? Type: taskloom worker"),
+        (("worker", "tls://no-such-machine.invalid"), 'Type: TASKLOOM_TOKEN="$(ssh no-such-machine.invalid cat '),
         (("scheduler", "--http-port", "-1", "--port", "x"), "not a valid integer"),
+        (("scheduler", "--host", "no-such-machine.invalid"), "no-such-machine.invalid"),
     ]:
         done = terminals.run(*args)
         assert words in done.stderr, done.stderr
@@ -131,9 +133,26 @@ def test_what_is_wrong_is_said_in_a_line(terminals):
     _, address = terminals.start("scheduler", "--http-port", "-1", "--port", "0")
     taken = terminals.run("scheduler", "--http-port", "-1", "--port", address.rpartition(":")[2])
     assert "taken" in taken.stderr or "in use" in taken.stderr
-    assert "is not NAME=AMOUNT" in terminals.run("worker", address, "--resource", "GPU").stderr
+    for amount in ("GPU", "=1", "GPU=-1", "GPU=nan"):
+        assert "is not NAME=AMOUNT" in terminals.run("worker", address, "--resource", amount).stderr
+    terminals.environ["TASKLOOM_CLUSTER__PORT"] = "nonsense"
+    for command in (["scheduler"], ["worker", address], ["cluster"]):
+        done = terminals.run(*command)
+        assert "in the variable TASKLOOM_CLUSTER__PORT: cluster.port is a port" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert done.returncode == 1
     with pytest.raises(CommError):
         Client("tcp://127.0.0.1:1", token="x" * 43, timeout=0.3)
+
+
+def test_machines_have_names(terminals):
+    """``--host localhost``, and a scheduler's address with a name in it, as it is typed between machines."""
+    _, address = terminals.start("scheduler", "--http-port", "-1", "--port", "0", "--host", "localhost")
+    assert address.startswith("tcp://")
+    port = address.rpartition(":")[2]
+    terminals.start("worker", f"tcp://localhost:{port}", "--nthreads", "1")
+    with terminals.client(f"tcp://localhost:{port}") as client:
+        assert client.submit(inc, 1).result() == 2
 
 
 # --- the end of workers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from taskloom.errors import AddressError, CommError
-from taskloom.net.addresses import Address, is_loopback, parse_address
+from taskloom.net.addresses import Address, is_here, is_loopback, parse_address
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,10 @@ def test_loopback():
     outside = ["0.0.0.0", "10.0.0.1", "192.168.1.1", "::", "fe80::1%lo", "::ffff:10.0.0.1", "8.8.8.8"]
     assert [is_loopback(host) for host in inside] == [True] * 4
     assert [is_loopback(host) for host in outside] == [False] * 7
+
+
+def test_what_can_only_be_this_machine():
+    here = ["127.0.0.1", "::1", "localhost", "LocalHost", "localhost.", "a.localhost"]
+    assert [is_here(host) for host in here] == [True] * 6
+    elsewhere = ["10.0.0.1", "0.0.0.0", "::", "node7", "localhost.example.com", "notlocalhost"]
+    assert [is_here(host) for host in elsewhere] == [False] * 6
