@@ -397,6 +397,11 @@ class Supervisor:
             pass
 
     def _joined(self, worker: _Worker, line: str) -> None:
+        if worker.about is not None:
+            with contextlib.suppress(psutil.Error):
+                self._limit(worker, worker.about)
+        if worker.words:  # it takes too much before it has done anything: it will do so again
+            return
         worker.joined = line
         worker.failures = 0
         self._tell(f"worker {worker.name} at {line}")
@@ -542,6 +547,10 @@ class Supervisor:
         else:
             worker.stopped = False
             worker.stopped_since = 0.0
+        self._limit(worker, about)
+
+    def _limit(self, worker: _Worker, about: psutil.Process) -> None:
+        """End a worker that takes more memory than it may."""
         if self.limit and worker.process is not None:
             memory = about.memory_info()
             # pages of mapped files, the store's on disk above all, are given back when they are wanted

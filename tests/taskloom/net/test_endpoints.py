@@ -680,7 +680,8 @@ def test_connecting_can_be_given_up(run, wire):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        assert len(os.listdir("/proc/self/fd")) == before
+        # what earlier tests have left may have been collected meanwhile
+        assert len(os.listdir("/proc/self/fd")) <= before
 
     run(test)
 
