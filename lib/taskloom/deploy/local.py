@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import threading
-import weakref
 from collections.abc import Coroutine
 from typing import Any
 
@@ -30,7 +29,7 @@ from taskloom.system import cpu_count, memory_total, parse_bytes
 __all__ = ["LocalCluster"]
 
 GRACE = 1.0  # seconds in which workers come back to a scheduler that was started again
-_open: weakref.WeakSet[LocalCluster] = weakref.WeakSet()
+_open: set[LocalCluster] = set()  # not weak: what is not closed is there until the program ends, and is ended then
 
 
 class LocalCluster:
@@ -111,6 +110,7 @@ class LocalCluster:
         self._pid = os.getpid()
         self._supervisor: Supervisor | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._waiting: asyncio.Task[None] | None = None
         if not (isinstance(scheduler_port, int) and 0 <= scheduler_port <= 65535):
             raise ValueError(f"scheduler_port is a number from 0 to 65535, not {scheduler_port!r}")
         self._sock = socket.socket()
@@ -155,6 +155,7 @@ class LocalCluster:
                 options={"echo": False},  # clients of this program show it, on the same console
             )
             await self._supervisor.start()
+            self._waiting = asyncio.ensure_future(self._watch_workers(self._supervisor))
             return
         from taskloom.node.scheduler import SchedulerNode
         from taskloom.node.worker import WorkerNode
@@ -226,6 +227,16 @@ class LocalCluster:
             if life >= 0:
                 os.close(life)
                 os.close(told)
+
+    async def _watch_workers(self, supervisor: Supervisor) -> None:
+        """Say so where no worker is left, and none will come: whoever waits for results waits in vain."""
+        await supervisor.finished.wait()
+        if supervisor.problem and not self._closed:
+            # a worker's own words stand there already
+            why = "; why is said above" if supervisor.problem.startswith("taskloom ") else f": {supervisor.problem}"
+            print(
+                f"taskloom: the cluster at {self.address} has no workers, and none can be started{why}", file=sys.stderr
+            )
 
     # --- for users
 

@@ -113,6 +113,13 @@ def main(kind: str, life: int) -> None:
 
     try:
         {"worker": _worker, "scheduler": _scheduler}[kind](hello)
+    except ImportError as error:  # it is of no use to try again
+        print(
+            f"taskloom {kind} {hello.get('name', '')}".rstrip()
+            + f": a package that it needs cannot be imported by {sys.executable}: {error}. Try: pip install 'taskloom[cluster]'",
+            file=sys.stderr,
+        )
+        _die(REFUSED)
     except (CommError, OSError) as error:
         print(f"taskloom {kind} {hello.get('name', '')}".rstrip() + f": {error}", file=sys.stderr)
         # a scheduler cannot listen where it is to; a worker may be too early

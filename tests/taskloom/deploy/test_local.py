@@ -347,3 +347,32 @@ def test_a_fork_of_the_program_ends_nothing():
     )
     code, out, err = run_script(text, lambda process: None)
     assert (code, out) == (0, "3\n"), err
+
+
+# --- what cannot be
+
+
+def test_a_package_that_is_missing_is_told_once_and_workers_are_not_tried_again(tmp_path, monkeypatch, capfd):
+    (tmp_path / "zict.py").write_text("raise ModuleNotFoundError(\"No module named 'zict'\", name='zict')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with LocalCluster(n_workers=1) as cluster:
+        with pytest.raises(WorkerDiedError, match=r"No module named 'zict'.*pip install 'taskloom"):
+            cluster.wait_for_workers()
+        told = ""
+
+        def is_told():
+            nonlocal told
+            told += capfd.readouterr().err
+            return f"taskloom: the cluster at {cluster.address} has no workers, and none can be started" in told
+
+        until(is_told)
+    assert told.count("No module named 'zict'") == 1
+    assert "Traceback" not in told
+
+
+def test_a_client_that_is_dropped_with_its_cluster_leaves_no_warning_when_the_program_ends():
+    program = "import taskloom; client = taskloom.Client(processes=False); client.submit(abs, -1).result(); del client"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
