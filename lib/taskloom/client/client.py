@@ -34,7 +34,7 @@ from taskloom.client.future import Future
 from taskloom.client.nested import futures_in, listed, with_values
 from taskloom.client.output import Screen
 from taskloom.client.packing import BYTES, NEXT, Columns, FutureError, Packer, identity
-from taskloom.client.signals import Signal, deadline_of, drive, run
+from taskloom.client.signals import Signal, check_seconds, deadline_of, drive, run
 from taskloom.core.messages import WISH, Lost, Options
 from taskloom.errors import ClusterError, SerializationError, TokenError
 from taskloom.graph.compile import Plan, compile_graph
@@ -123,6 +123,8 @@ class Client:
         self._engine: Any = _Unopened()
         self._cluster: Any = None  # that was started for this client
         self._options = token, patience, direct_to_workers, output
+        check_seconds(timeout)
+        check_seconds(patience)
         self._timeout = timeout
         self._set_as_default = set_as_default and not asynchronous
         self._clerk = Clerk("taskloom-callbacks")
@@ -405,10 +407,12 @@ class Client:
         """
         engine = self._engine
         engine.check()
+        _check_call(function, timeout)
         options = self._options_of(priority, retries, workers, resources)
         if pure and key is None:
             key = f"{name_of(function)}-{tokenize(function, args, kwargs)}"
         if key is not None:
+            _check_key(key)
             counter = engine.find(key)
             if counter is not None:
                 return Future(self, counter, key)
@@ -466,6 +470,11 @@ class Client:
         engine = self._engine
         engine.check()
         options = self._options_of(priority, retries, workers, resources)
+        _check_call(function, timeout)
+        if not iterables:
+            raise TypeError(
+                f"map calls {name_of(function)} for each item of an iterable, and there is none: map(function, items)"
+            )
         rows = list(zip(*iterables, strict=False))
         name = name_of(function)
         keys: list[Any] | None = None
@@ -473,6 +482,8 @@ class Client:
             keys = list(key)
             if len(keys) != len(rows):
                 raise ValueError(f"there are {len(rows)} calls of {name}, and {len(keys)} keys")
+            for each in keys:
+                _check_key(each)
         elif pure:
             token = tokenize(function, kwargs)
             keys = [f"{key or name}-{tokenize(token, row)}" for row in rows]
@@ -672,6 +683,7 @@ class Client:
     async def _scatter(self, data: Any, workers: Any, broadcast: bool, timeout: float | None) -> Any:
         engine = self._engine
         engine.check()
+        check_seconds(timeout)
         options = self._options_of(0, 0, workers, None) or Options()
         options = options._replace(data=True, everywhere=bool(broadcast))
         kind = type(data)
@@ -1069,6 +1081,21 @@ class _Unopened:
 
 _WISHED = bytes([WISH])
 _FUTURES = frozenset({Future})
+
+
+def _check_call(function: Any, timeout: Any) -> None:
+    if not callable(function):
+        raise TypeError(
+            f"what the cluster is to call is a function, not {function!r:.200} of type {type(function).__name__}"
+        )
+    check_seconds(timeout)
+
+
+def _check_key(key: Any) -> None:
+    try:
+        hash(key)
+    except TypeError as error:
+        raise TypeError(f"a key is hashable, such as 'x' or ('x', 0); {key!r:.200} is not: {error}") from None
 
 
 def _some(names: Sequence[str]) -> str:

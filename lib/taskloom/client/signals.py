@@ -7,6 +7,7 @@ waits: :func:`run` blocks the thread, :func:`drive` awaits in whatever event loo
 from __future__ import annotations
 
 import asyncio
+import numbers
 import threading
 import time
 from collections.abc import Coroutine, Generator
@@ -14,7 +15,7 @@ from typing import Any
 
 from taskloom.errors import ClusterError
 
-__all__ = ["Signal", "deadline_of", "drive", "left_of", "run"]
+__all__ = ["Signal", "check_seconds", "deadline_of", "drive", "left_of", "run"]
 
 _own_threads: set[int] = set()  # of clients' event loops: who waits there waits for itself
 
@@ -98,8 +99,24 @@ def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None
         pass
 
 
+def check_seconds(timeout: Any) -> None:
+    """See that a timeout is one.
+
+    Raises:
+        TypeError: it is neither a number nor None.
+        ValueError: it is no number that can be counted down.
+    """
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, numbers.Real):
+        raise TypeError(f"a timeout is a number of seconds, or None, not {timeout!r} of type {type(timeout).__name__}")
+    if timeout != timeout:
+        raise ValueError("a timeout is a number of seconds, or None, not nan")
+
+
 def deadline_of(timeout: float | None) -> float | None:
     """When so many seconds are over."""
+    check_seconds(timeout)
     return None if timeout is None else time.monotonic() + timeout
 
 

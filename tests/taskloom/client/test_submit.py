@@ -50,6 +50,32 @@ def test_futures_stand_for_their_values_wherever_they_are(client):
     assert client.gather(rows) == [(1, [2], (1,)), (5, "x", (1,))]
 
 
+def test_what_cannot_be_asked_for_is_said_at_once(client):
+    for call in (client.submit, client.map):
+        with pytest.raises(TypeError, match="what the cluster is to call is a function, not 3 of type int"):
+            call(3, [1])
+        for wrong in ("1", True):
+            with pytest.raises(TypeError, match=f"a timeout is a number of seconds, or None, not {wrong!r}"):
+                call(inc, [1], timeout=wrong)
+    with pytest.raises(TypeError, match="map calls inc for each item of an iterable, and there is none"):
+        client.map(inc)
+    with pytest.raises(TypeError, match="a key is hashable, such as 'x'"):
+        client.submit(inc, 1, key=["a"])
+    with pytest.raises(TypeError, match="a key is hashable, such as 'x'"):
+        client.map(inc, [1, 2], key=["a", ["b"]])
+    with pytest.raises(TypeError, match="a timeout is a number of seconds, or None, not '1'"):
+        client.scatter([1], timeout="1")
+    future = client.submit(inc, 1, timeout=np.int64(60))
+    for wait_for in (future.result, future.exception, lambda timeout: wait([future], timeout=timeout)):
+        with pytest.raises(TypeError, match="a timeout is a number of seconds, or None, not '1'"):
+            wait_for(timeout="1")
+        with pytest.raises(ValueError, match="not nan"):
+            wait_for(timeout=float("nan"))
+    with pytest.raises(TypeError, match="a timeout is a number of seconds"):
+        Client(client.address, token=client.token, timeout="soon")
+    assert future.result(timeout=60) == 2
+
+
 def test_a_future_in_many_places_of_one_argument_is_one_input(client):
     arrays = client.map(np.arange, range(300))
     again = [*arrays, *arrays]
