@@ -570,6 +570,8 @@ class Client:
             return None
         names: list[str] = []
         if workers:
+            if not isinstance(workers, Iterable):
+                raise TypeError(f"workers are names or addresses of workers, not {workers!r}")
             names = [workers] if isinstance(workers, str) else list(workers)
             if not all(isinstance(name, str) for name in names):
                 raise TypeError(f"workers are names or addresses of workers, not {workers!r}")
@@ -578,6 +580,8 @@ class Client:
             raise ValueError(f"retries is a whole number of 0 or more, not {retries!r}")
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise TypeError(f"priority is a whole number, not {priority!r}")
+        if resources and not isinstance(resources, Mapping):
+            raise TypeError(f"resources is a dict of names and amounts, such as {{'GPU': 1}}, not {resources!r}")
         amounts: list[tuple[str, float]] = []
         for name, amount in (resources or {}).items():
             if isinstance(amount, bool) or not isinstance(amount, (int, float)) or amount < 0:

@@ -37,7 +37,7 @@ from typing import Any
 import psutil
 
 from taskloom.core.messages import KINDS, Died, Leaving, Restart, Stopped, SupervisorHello, Vitals
-from taskloom.errors import CommError, WorkerDiedError
+from taskloom.errors import CommError, ConnectTimeoutError, WorkerDiedError
 from taskloom.local.pool import describe_exit
 from taskloom.net import Connection, Options, connect
 from taskloom.node.cell import read_running
@@ -53,6 +53,7 @@ STOPPED = 1.0  # seconds that a process must be stopped before that is told
 TERMINATE = 0.95  # of the memory limit: above, a worker is ended before the system does it, to whomever it chooses
 BACKOFF = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds until a worker that did not even join is tried again
 LINES = 20  # of stderr that are kept, to say why a process has died
+SILENCE = 2.0  # seconds in which a scheduler that is not there is looked for without a word
 PATIENCE = 5.0  # seconds that a worker has for leaving when it is asked to
 
 
@@ -479,6 +480,7 @@ class Supervisor:
 
     async def _report(self) -> None:
         """Be connected to the scheduler, now and again."""
+        timeout = SILENCE
         while True:
             try:
                 connection = await connect(
@@ -486,12 +488,16 @@ class Supervisor:
                     token=self.token,
                     role="supervisor",
                     wants="scheduler",
-                    timeout=10.0,
+                    timeout=timeout,
                     options=Options(kinds=KINDS),
                 )
-            except (CommError, OSError):  # the workers say so, in their own words
+            except (CommError, OSError) as error:  # the workers say so, in their own words, in the end
+                if isinstance(error, ConnectTimeoutError) and timeout == SILENCE:
+                    self._tell(f"worker: {error} It is looked for further")
+                timeout = 10.0
                 await asyncio.sleep(1.0)
                 continue
+            timeout = 10.0
             lost = asyncio.Event()
             connection.start(self._heard, lambda reason, lost=lost: lost.set())  # type: ignore[misc]
             self._connection = connection

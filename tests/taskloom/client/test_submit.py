@@ -57,6 +57,10 @@ def test_what_cannot_be_asked_for_is_said_at_once(client):
         for wrong in ("1", True):
             with pytest.raises(TypeError, match=f"a timeout is a number of seconds, or None, not {wrong!r}"):
                 call(inc, [1], timeout=wrong)
+        with pytest.raises(TypeError, match=r"resources is a dict of names and amounts, .*, not \['GPU'\]"):
+            call(inc, [1], resources=["GPU"])
+        with pytest.raises(TypeError, match="workers are names or addresses of workers, not 3"):
+            call(inc, [1], workers=3)
     with pytest.raises(TypeError, match="map calls inc for each item of an iterable, and there is none"):
         client.map(inc)
     with pytest.raises(TypeError, match="a key is hashable, such as 'x'"):

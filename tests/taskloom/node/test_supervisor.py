@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 
 import pytest
 
@@ -135,3 +136,23 @@ def test_folders_of_those_that_are_gone(tmp_path):
     assert remove_orphans(str(tmp_path)) == [path]
     assert os.listdir(tmp_path) == [os.path.basename(other)]
     os.close(other_fd)
+
+
+def test_a_scheduler_that_is_not_there_is_told_before_the_workers_give_up():
+    async def main():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))  # nobody listens there
+            told = asyncio.Queue()
+            supervisor = Supervisor(f"tcp://127.0.0.1:{free.getsockname()[1]}", TOKEN, tell=told.put_nowait)
+            try:
+                await supervisor.start()
+                async with asyncio.timeout(60):
+                    words = await told.get()
+            finally:
+                await supervisor.close()
+                await asyncio.get_running_loop().shutdown_default_executor()
+        assert f"worker: no scheduler could be reached at {supervisor.scheduler} " in words
+        assert words.endswith(" It is looked for further")
+        assert supervisor.problem == ""
+
+    asyncio.run(main())
