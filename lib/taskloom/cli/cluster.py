@@ -51,6 +51,7 @@ def command(
             local_directory=setting("worker.local_directory"),
             scheduler_port=port,
             http_port=None if wished < 0 else wished,
+            http_may_fail=http_port is None,
             token=find_or_make_token(),
         )
     except ValueError as error:

@@ -50,6 +50,7 @@ class LocalCluster:
         local_directory: where values go that do not fit into memory; by default where temporary files are.
         scheduler_port: where the scheduler listens, on loopback; 0: any port that is free.
         http_port: where it serves its HTTP interface, on loopback; None: nowhere; 0: any port that is free.
+        http_may_fail: whether to go on without it, with a word about it, where that port is taken.
         token: what a client has to know; by default one is made for this cluster alone.
         wait: whether to come back only when all workers have joined.
 
@@ -78,6 +79,7 @@ class LocalCluster:
         local_directory: str | None = None,
         scheduler_port: int = 0,
         http_port: int | None = None,
+        http_may_fail: bool = False,
         token: str | None = None,
         wait: bool = False,
     ) -> None:
@@ -103,6 +105,7 @@ class LocalCluster:
         self._name = name
         self._folder = local_directory
         self._http = http_port
+        self._http_may_fail = http_may_fail
         self._scheduler: subprocess.Popen[bytes] | None = None
         self._node: Any = None
         self._closed = False
@@ -186,6 +189,7 @@ class LocalCluster:
             "fd": self._sock.fileno(),
             "grace": grace,
             "http": None if self._http is None else ["127.0.0.1", self._http],
+            "http_may_fail": self._http_may_fail,
             "tell": theirs,
         }
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -44,10 +45,14 @@ class Terminals:
             stdin=subprocess.DEVNULL,
         )
 
-    def start(self, *args):
+    def start(self, *args, stderr=None):
         """Start a command; it and the last word of its first line, an address."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "taskloom", *args], env=self.environ, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "taskloom", *args],
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
         )
         self.processes.append(process)
         return process, process.stdout.readline().split()[-1]
@@ -214,6 +219,22 @@ def test_a_cluster_in_one_command(terminals, number, code):
     cluster.send_signal(number)
     assert cluster.wait(20) == code
     until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+
+
+def test_a_cluster_goes_on_without_http_where_its_port_is_taken_unless_it_was_asked_for(terminals, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        done = terminals.run("cluster", "--nworkers", "1", "--port", "0", "--http-port", port)
+        assert done.returncode == 1
+        assert f"127.0.0.1:{port}: Address already in use" in done.stderr
+        terminals.environ["TASKLOOM_CLUSTER__HTTP_PORT"] = port
+        with (tmp_path / "said").open("w") as said:
+            _, address = terminals.start("cluster", "--nworkers", "1", "--port", "0", stderr=said)
+        assert f"no HTTP at port {port}" in (tmp_path / "said").read_text()
+        with terminals.client(address) as client:
+            assert client.submit(inc, 1).result() == 2
 
 
 def test_settings_of_workers(terminals):
