@@ -491,14 +491,15 @@ def test_nothing_is_left_of_a_closed_connection(run, ends, scheme):
     async def test():
         gc.collect()
         before = len(os.listdir("/proc/self/fd"))
-        for _ in range(3):
+        for _ in range(10):
             async with ends(scheme) as (one, other):
                 one.connection.send(bytes(100_000))
                 await other.get(1)
                 one.connection.close()
                 await other.closed()
         gc.collect()
-        assert len(os.listdir("/proc/self/fd")) == before
+        # something of an earlier test may come and go in this process; ten connections would leave ten
+        assert len(os.listdir("/proc/self/fd")) < before + 8
 
     asyncio.run(ends_warm(ends, scheme))
     run(test)
