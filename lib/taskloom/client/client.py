@@ -44,7 +44,7 @@ from taskloom.local.frames import quiet_frames
 from taskloom.local.run import name_of
 from taskloom.net import find_token
 from taskloom.net.tokens import how_to_get_token
-from taskloom.node.queries import versions
+from taskloom.node.process import versions
 
 __all__ = ["Client"]
 

@@ -23,7 +23,7 @@ from taskloom.config import positive_int
 from taskloom.errors import ClusterError
 from taskloom.local.pool import describe_exit
 from taskloom.node.codes import REFUSED
-from taskloom.node.supervisor import Supervisor, _ended, _Lines, spawn
+from taskloom.node.supervisor import Lines, Supervisor, process_ended, spawn
 from taskloom.system import cpu_count, memory_total, parse_bytes
 
 __all__ = ["LocalCluster"]
@@ -208,9 +208,9 @@ class LocalCluster:
             while True:
                 assert self._scheduler is not None
                 begun = self._loop.time()
-                words = _Lines(self._loop, told, lambda line: up.set())
+                words = Lines(self._loop, told, lambda line: up.set())
                 try:
-                    await _ended(self._loop, self._scheduler)
+                    await process_ended(self._loop, self._scheduler)
                 finally:
                     words.close()
                     os.close(told)

@@ -1,15 +1,20 @@
-"""What the processes of a cluster do alike: they collect garbage seldom, and are loud about defects of ours."""
+"""What the processes of a cluster do alike: they collect garbage seldom, are loud about defects of ours, and tell versions."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import platform
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["collect_seldom", "tell_defects"]
+import taskloom
+
+__all__ = ["collect_seldom", "tell_defects", "versions"]
+
+_MATTERS = ("msgpack", "cloudpickle", "numpy", "pandas")  # packages that have to be alike where values go to and fro
 
 
 def collect_seldom() -> None:
@@ -50,3 +55,17 @@ def tell_defects(loop: asyncio.AbstractEventLoop, name: str, die: Callable[[], o
             die()
 
     loop.set_exception_handler(handle)
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, taskloom, and what of the packages that matter is loaded in this process.
+
+    >>> sorted(versions())[-2:]
+    ['python', 'taskloom']
+    """
+    found = {"python": platform.python_version(), "taskloom": taskloom.__version__}
+    for name in _MATTERS:
+        version = getattr(sys.modules.get(name), "__version__", None)
+        if version is not None:
+            found[name] = str(version)
+    return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,27 +9,12 @@ import taskloom
 from taskloom.core.messages import Answer, Query
 from taskloom.core.scheduler.machine import WORKER
 from taskloom.core.scheduler.state import DONE
+from taskloom.node.process import versions
 
 if TYPE_CHECKING:
     from taskloom.node.scheduler import SchedulerNode
 
-__all__ = ["Queries", "versions"]
-
-_MATTERS = ("msgpack", "cloudpickle", "numpy", "pandas")  # packages that have to be alike where values go to and fro
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python, taskloom, and what of the packages that matter is loaded in this process.
-
-    >>> sorted(versions())[-2:]
-    ['python', 'taskloom']
-    """
-    found = {"python": platform.python_version(), "taskloom": taskloom.__version__}
-    for name in _MATTERS:
-        version = getattr(sys.modules.get(name), "__version__", None)
-        if version is not None:
-            found[name] = str(version)
-    return found
+__all__ = ["Queries"]
 
 
 class Queries:

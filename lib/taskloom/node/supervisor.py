@@ -45,7 +45,7 @@ from taskloom.node.codes import LEFT, MEMORY, REFUSED, REPLACE
 from taskloom.node.folders import make_owned, remove_orphans
 from taskloom.system import thread_limits
 
-__all__ = ["Supervisor", "run_workers", "spawn"]
+__all__ = ["Lines", "Supervisor", "process_ended", "run_workers", "spawn"]
 
 LOOK = 0.25  # seconds between looks at the processes: memory, stopped or not
 SIGN = 1.0  # seconds between signs of life to the scheduler
@@ -372,10 +372,10 @@ class Supervisor:
         """See a process through to its end."""
         loop = asyncio.get_running_loop()
         assert process.stderr is not None
-        stderr = _Lines(loop, process.stderr.fileno(), lambda line: self._wrote(worker, line))
-        words = _Lines(loop, told, lambda line: self._joined(worker, line))
+        stderr = Lines(loop, process.stderr.fileno(), lambda line: self._wrote(worker, line))
+        words = Lines(loop, told, lambda line: self._joined(worker, line))
         try:
-            await _ended(loop, process)
+            await process_ended(loop, process)
             await stderr.ended(0.5)
         finally:
             stderr.close()
@@ -577,7 +577,7 @@ def _why(code: int) -> str:
     return describe_exit(code)
 
 
-async def _ended(loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> None:
+async def process_ended(loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> None:
     """Wait for the end of a process."""
     if hasattr(os, "pidfd_open"):
         try:
@@ -598,7 +598,7 @@ async def _ended(loop: asyncio.AbstractEventLoop, process: subprocess.Popen[byte
         await asyncio.sleep(0.05)
 
 
-class _Lines:
+class Lines:
     """Reads lines from a pipe as they come."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, tell: Callable[[str], object]) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import platform
 import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import taskloom
 from taskloom.core.messages import (
     KINDS,
     Ask,
@@ -57,6 +55,7 @@ from taskloom.node.codes import MEMORY, REPLACE
 from taskloom.node.executor import CANCELLED, DONE, STUCK, Executor
 from taskloom.node.memory import Pause, Resume, Terminate
 from taskloom.node.output import Output
+from taskloom.node.process import versions
 from taskloom.node.sizes import sizeof
 from taskloom.node.transfers import Pieces, Sender, Transfers
 from taskloom.node.values import TINY, Values
@@ -651,12 +650,7 @@ class _Function:
 
 def _about() -> dict[str, Any]:
     """What people want to know of a worker."""
-    found: dict[str, Any] = {"host": socket.gethostname()}
-    found["versions"] = {"python": platform.python_version(), "taskloom": taskloom.__version__}
-    for name in ("msgpack", "cloudpickle", "numpy", "pandas"):
-        version = getattr(sys.modules.get(name), "__version__", None)
-        if version is not None:
-            found["versions"][name] = str(version)
+    found: dict[str, Any] = {"host": socket.gethostname(), "versions": versions()}
     uid = os.environ.get("TASKLOOM_POD_UID")
     if uid:
         found["pod_uid"] = uid
