@@ -11,7 +11,7 @@ import pytest
 from taskloom.errors import WorkerDiedError
 from taskloom.node.folders import make_owned, remove_orphans
 from taskloom.node.scheduler import SchedulerNode
-from taskloom.node.supervisor import Supervisor, _Lines
+from taskloom.node.supervisor import Lines, Supervisor
 
 TOKEN = "a-token-for-the-tests"
 
@@ -111,7 +111,7 @@ def test_lines():
     async def main():
         ours, theirs = os.pipe()
         found = []
-        lines = _Lines(asyncio.get_running_loop(), ours, found.append)
+        lines = Lines(asyncio.get_running_loop(), ours, found.append)
         for data in (b"one\ntw", b"o\n\nthr\xff", b"ee"):
             os.write(theirs, data)
             await asyncio.sleep(0)
