@@ -612,16 +612,16 @@ class WorkerMachine:
         for entry in held:
             heappush(ready, entry)
 
-    def _stopped(self, grant: int, tid: int) -> Start | None:
+    def _stopped(self, key: tuple[int, int]) -> Start | None:
         """A thread is free again; the task, if it still counts."""
-        task = self.running.pop((grant, tid))
+        task = self.running.pop(key)
         if task.resources:
             for name, amount in task.resources:
                 self.free[name] += amount
         if self._kept:
-            self._kept.discard((grant, tid))
-        if self.stopping and (grant, tid) in self.stopping:
-            self.stopping.discard((grant, tid))
+            self._kept.discard(key)
+        if self.stopping and key in self.stopping:
+            self.stopping.discard(key)
             return None
         del self.tasks[task.tid]
         return task
@@ -632,28 +632,15 @@ class WorkerMachine:
         Returns:
             By what name to keep its value; None: throw it away.
         """
-        task = self.running.pop(key)
-        if task.resources:
-            for name, amount in task.resources:
-                self.free[name] += amount
-        if self._kept:
-            self._kept.discard(key)
-        if self.stopping and key in self.stopping:
-            self.stopping.discard(key)
+        task = self._stopped(key)
+        if task is None:
             return None
         tid = task.tid
-        del self.tasks[tid]
         self._mean += (seconds - self._mean) * 0.1
         self.data[tid] = size
         self.owners[tid] = task.owner
         if tid >= 0:  # else there is nobody to tell, or nobody that has said yet whether it wants it
-            report = self._report.get(task.grant) or self._reporting(task.grant)
-            report.tids.append(tid)  # type: ignore[attr-defined]
-            report.sizes.append(size)  # type: ignore[attr-defined]
-            report.seconds.append(seconds)  # type: ignore[attr-defined]
-            report.results.append(result)  # type: ignore[attr-defined]
-            if tid in self.waiters or tid in self.askers or self.copying:
-                self._arrived(tid, key == (task.grant, tid))
+            self._done(task.grant, tid, seconds, result, key == (task.grant, tid))
         return tid
 
     def _ended(self, event: Ended) -> None:
@@ -662,17 +649,17 @@ class WorkerMachine:
         name = self.ended((grant, tid), size, seconds, result)
         self._actions.insert(before, Discard(grant, tid) if name is None else Keep(grant, tid, name))
 
-    def _done(self, grant: int, tid: int, seconds: float, result: Any) -> None:
+    def _done(self, grant: int, tid: int, seconds: float, result: Any, made_here: bool = True) -> None:
         report = self._report.get(grant) or self._reporting(grant)
         report.tids.append(tid)  # type: ignore[attr-defined]
         report.sizes.append(self.data[tid])  # type: ignore[attr-defined]
         report.seconds.append(seconds)  # type: ignore[attr-defined]
         report.results.append(result)  # type: ignore[attr-defined]
         if tid in self.waiters or tid in self.askers or self.copying:
-            self._arrived(tid, True)
+            self._arrived(tid, made_here)
 
     def _raised(self, event: Raised) -> None:
-        task = self._stopped(event.grant, event.tid)
+        task = self._stopped((event.grant, event.tid))
         if task is None:
             return
         if task.key == (task.grant, task.tid):
