@@ -203,7 +203,9 @@ class Client:
 
     def __enter__(self) -> Client:
         if self.asynchronous:
-            raise TypeError("a client with asynchronous=True is opened by `async with`, or by `await`")
+            problem = "a client with asynchronous=True is opened by `async with`, or by `await`"
+            self._engine.leave(problem)  # nobody has it, to close it
+            raise TypeError(problem)
         return self
 
     def __exit__(self, *exc_info: object) -> None:

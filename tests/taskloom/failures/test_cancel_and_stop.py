@@ -93,7 +93,7 @@ def test_a_task_in_native_code_beside_others_costs_a_thread(make_place, tmp_path
     assert place.pid("worker-0") == before
     go.write_text("")
     assert other.result(timeout=30) == before
-    place.until(lambda: place.pid("worker-0") != before)
+    place.until(lambda: place.cluster.worker_pids.get("worker-0", before) != before)
     assert place.client.submit(inc, 1, pure=False).result(timeout=30) == 2
 
 
