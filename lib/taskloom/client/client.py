@@ -35,6 +35,7 @@ from taskloom.client.nested import futures_in, listed, with_values
 from taskloom.client.output import Screen
 from taskloom.client.packing import BYTES, NEXT, Columns, FutureError, Packer, identity
 from taskloom.client.signals import Signal, check_seconds, deadline_of, drive, run
+from taskloom.core.client import PENDING
 from taskloom.core.messages import WISH, Lost, Options
 from taskloom.errors import ClusterError, SerializationError, TokenError
 from taskloom.graph.compile import Plan, compile_graph
@@ -361,7 +362,7 @@ class Client:
         """The key of a task by its counter, as far as it is known here."""
         if packer is not None and 0 <= counter - packer.base < len(packer.order):
             return packer.keys[packer.order[counter - packer.base]]
-        return self._engine.labels.get(counter, counter)
+        return self._engine.key_of(counter)
 
     # --- functions
 
@@ -941,6 +942,37 @@ class Client:
             names = dict(zip(self._counters(found), [future.key for future in found], strict=True))
         holders = await self._engine.ask("who_has", self._timeout, counters=list(names))
         return {key: tuple(who) for key, who in zip(names.values(), holders, strict=True)}
+
+    @quiet_frames
+    def why_waiting(self, future: Future) -> Any:
+        """What a task does, or waits for, as far as the scheduler can say.
+
+        Args:
+            future: of the task.
+
+        Returns:
+            A sentence, with the task's key in front; "" where it has ended.
+
+        >>> with Client(n_workers=1) as client:
+        ...     client.wait_for_workers(1)
+        ...     future = client.submit(abs, -1, resources={"GPU": 1}, key="one")
+        ...     client.why_waiting(future)
+        "'one': no worker has the resource GPU; 1 worker is connected, it offers no resources"
+        """
+        if not isinstance(future, Future):
+            raise TypeError(
+                f"this asks about a future of this client, not about {type(future).__name__}: {future!r:.200}"
+            )
+        return self._sync(self._why_waiting(future))
+
+    async def _why_waiting(self, future: Future) -> str:
+        engine = self._engine
+        engine.check()
+        counters = self._counters([future])
+        if engine.wish(future.counter).state != PENDING:
+            return ""
+        words: str = await engine.reasons.why(counters, self._timeout, partial(self._name, None))
+        return words
 
     @quiet_frames
     def scheduler_info(self) -> Any:

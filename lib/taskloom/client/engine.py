@@ -25,6 +25,7 @@ from taskloom.client.fetching import Delivery, Fetching, Refused
 from taskloom.client.output import Screen
 from taskloom.client.packing import Columns
 from taskloom.client.signals import Signal, _own_threads, deadline_of, left_of
+from taskloom.client.reasons import Reasons
 from taskloom.core.client import FAILED, PENDING, READY, ClientMachine, Wish
 from taskloom.core.messages import (
     KINDS,
@@ -150,6 +151,7 @@ class Engine:
         try:
             self.loop.run_forever()
         finally:
+        self.reasons = Reasons(self)
             _own_threads.discard(threading.get_ident())
             self.loop.close()
 
@@ -525,6 +527,8 @@ class Engine:
                 return None
             if self._is_given_up(counter):
                 del self._keys[key], self._key_of[counter]
+        if not self.reasons.looking:
+            self.reasons.look()
                 return None
             self._refs[counter] = self._refs.get(counter, 0) + 1
             return counter
@@ -635,11 +639,19 @@ class Engine:
 
     def _give_up_after(self, counters: Sequence[int], timeout: float) -> None:
         def over() -> None:
-            self._timers.discard(handle)
             late = [c for c in counters if c in self.machine.wishes and self.wish(c).state == PENDING]
             self.give_up(late, Lost("timeout", f"the task was not done {timeout:g} s after it was submitted"))
 
-        handle = self.loop.call_later(timeout, over)
+        self.later(timeout, over)
+
+    def later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Have the event loop call something in so many seconds, if the client is open then."""
+
+        def call() -> None:
+            self._timers.discard(handle)
+            function()
+
+        handle = self.loop.call_later(seconds, call)
         self._timers.add(handle)
 
     def retry(self, counters: Sequence[int]) -> None:
@@ -692,11 +704,17 @@ class Engine:
                     if not several:
                         del self._watchers[counter]
 
-    async def ended(self, counters: Sequence[int], deadline: float | None, timeout: float | None) -> None:
+    async def ended(
+        self,
+        counters: Sequence[int],
+        deadline: float | None,
+        timeout: float | None,
+        name: Callable[[int], Any] | None = None,
+    ) -> None:
         """Wait until these have ended, or one has failed.
 
         Raises:
-            TimeoutError: they have not in time.
+            TimeoutError: they have not in time; says why.
         """
         if self.forked:
             self.check()
@@ -722,7 +740,8 @@ class Engine:
                 self._countdowns.remove(countdown)
         if not happened:
             raise TimeoutError(
-                f"{len(countdown.pending)} of {len(set(counters))} values were not there after {timeout:g} s"
+                f"{len(left)} of {len(set(counters))} values were not there after {timeout:g} s"
+                + await self.reasons.because(left, timeout, name)
             )
 
     async def values(
@@ -753,14 +772,15 @@ class Engine:
             if errors == "skip":
                 for counter in todo:
                     try:
-                        await self.ended([counter], deadline, timeout)
-                    except TimeoutError:
+                        await self.ended([counter], deadline, timeout, name)
+                    except TimeoutError as error:
                         left = sum(self.wish(c).state == PENDING for c in set(todo))
                         raise TimeoutError(
                             f"{left} of {len(set(counters))} values were not there after {timeout:g} s"
                         ) from None
             else:
-                await self.ended(todo, deadline, timeout)
+            left = list(countdown.pending)
+                await self.ended(todo, deadline, timeout, name)
             wanted: dict[int, Wish] = {}
             again: list[int] = []
             given_up = self._given_up
@@ -795,8 +815,10 @@ class Engine:
 
     async def _fetch(
         self,
+                        because = str(error).partition(": ")[2]
         wanted: dict[int, Wish],
         found: dict[int, Any],
+                            + (because and f": {because}")
         again: list[int],
         deadline: float | None,
         timeout: float | None,
@@ -886,4 +908,8 @@ class Engine:
         assert answer is not None
         if answer.error:
             raise ClusterError(answer.error)
+    def key_of(self, counter: int) -> Any:
+        """The key of a task by its counter, as far as it is known here."""
+        return self.labels.get(counter, counter)
+
         return answer.value

@@ -101,7 +101,7 @@ class Future(Handle):
             The value. With an asynchronous client: to be awaited.
 
         Raises:
-            TimeoutError: it was not there in time. It goes on being computed.
+            TimeoutError: it was not there in time; says why. It goes on being computed.
             TaskCancelledError: the task was cancelled, or one that it needs.
             ClusterError: the client is closed, or the future was released.
             Exception: what the task raised, with its own traceback.
@@ -117,7 +117,7 @@ class Future(Handle):
         engine = self.client._engine
         if self.counter < 0:
             raise ClusterError(f"the future {self.key!r} was released")
-        await engine.ended([self.counter], deadline_of(timeout), timeout)
+        await engine.ended([self.counter], deadline_of(timeout), timeout, self._name)
         wish = engine.wish(self.counter)
         if wish.state == PENDING:
             engine.check()

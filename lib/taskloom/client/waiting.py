@@ -65,7 +65,7 @@ def wait(fs: Any, timeout: float | None = None, return_when: str = ALL) -> Any:
         :class:`DoneAndNotDone`. Where the futures are those of an asynchronous client: to be awaited.
 
     Raises:
-        TimeoutError: it took longer.
+        TimeoutError: it took longer; says why.
 
     >>> import taskloom
     >>> with taskloom.Client(n_workers=1) as client:
@@ -100,7 +100,10 @@ async def _wait(
         finally:
             engine.unwatch(counters, awaited)
         if not happened:
-            raise TimeoutError(f"{awaited.left} of {len(counters)} futures had not ended after {timeout:g} s")
+            raise TimeoutError(
+                f"{awaited.left} of {len(counters)} futures had not ended after {timeout:g} s"
+                + await engine.reasons.because(list(counters), timeout)
+            )
     done = {future for future in futures if future.done()}
     return DoneAndNotDone(done, set(futures) - done)
 
@@ -226,7 +229,10 @@ class as_completed:
                     return None
                 signal = self._signal = Signal()
             if not await signal.wait(self._deadline):
-                raise TimeoutError(f"{self.count()} futures had not ended after {self._timeout:g} s")
+                with self._lock:
+                    left = list(self._waiting)
+                because = "" if self._engine is None else await self._engine.reasons.because(left, self._timeout)
+                raise TimeoutError(f"{self.count()} futures had not ended after {self._timeout:g} s{because}")
 
     async def _next_item(self) -> Any:
         future = await self._next()

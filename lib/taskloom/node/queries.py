@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import taskloom
 from taskloom.core.messages import Answer, Query
+from taskloom.core.scheduler import reasons
 from taskloom.core.scheduler.machine import WORKER
 from taskloom.core.scheduler.state import DONE
 from taskloom.node.process import versions
@@ -33,6 +34,8 @@ class Queries:
             "scheduler_info": lambda peer, args: self.info(),
             "versions": lambda peer, args: self.versions(),
             "who_has": self.who_has,
+            "why": self.why,
+            "stuck": self.stuck,
         }
 
     def ask(self, peer: Any, query: Query) -> None:
@@ -116,6 +119,17 @@ class Queries:
             holders = machine.tasks.holders(slot) if slot >= 0 and machine.tasks.state[slot] == DONE else ()
             found.append([machine.workers[number].name for number in holders if number in machine.workers])
         return found
+
+    def why(self, peer: Any, args: dict[str, Any]) -> dict[str, Any] | None:
+        """Why tasks of the client's do not end, by its counters; see :class:`taskloom.core.scheduler.reasons.Reason`."""
+        self.node._flush()  # what was submitted just before this
+        found = reasons.why(self.node.machine, self.node.machine.clients[peer.number], args["counters"])
+        return None if found is None else found._asdict()
+
+    def stuck(self, peer: Any, args: dict[str, Any]) -> list[dict[str, Any]] | None:
+        """What of the client's no worker here may run; see :func:`taskloom.core.scheduler.reasons.stuck`."""
+        found = reasons.stuck(self.node.machine, self.node.machine.clients[peer.number])
+        return None if found is None else [kind._asdict() for kind in found]
 
     def versions(self) -> dict[str, Any]:
         """The versions of this process, and those that the workers have told of."""

@@ -72,8 +72,8 @@ def test_wait_for_workers(client):
 def test_a_question_that_the_scheduler_does_not_know(client):
     from taskloom.client.signals import run
 
-    with pytest.raises(ClusterError, match=r"does not know the question 'why'.*have both of one version"):
-        run(client._engine.ask("why"))
+    with pytest.raises(ClusterError, match=r"does not know the question 'what is it'.*have both of one version"):
+        run(client._engine.ask("what is it"))
     with pytest.raises(ClusterError, match="'who_has' is not put as it should be"):
         run(client._engine.ask("who_has", counters=5))
 
