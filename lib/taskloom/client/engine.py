@@ -24,8 +24,8 @@ from typing import Any
 from taskloom.client.fetching import Delivery, Fetching, Refused
 from taskloom.client.output import Screen
 from taskloom.client.packing import Columns
-from taskloom.client.signals import Signal, _own_threads, deadline_of, left_of
 from taskloom.client.reasons import Reasons
+from taskloom.client.signals import Signal, _own_threads, deadline_of, left_of
 from taskloom.core.client import FAILED, PENDING, READY, ClientMachine, Wish
 from taskloom.core.messages import (
     KINDS,
@@ -143,6 +143,7 @@ class Engine:
         self._over = Signal()
         self.loop = asyncio.new_event_loop()
         self.fetching = Fetching(self, direct)
+        self.reasons = Reasons(self)
         self._thread = threading.Thread(target=self._serve, name="taskloom-client", daemon=True)
         self._thread.start()
 
@@ -151,7 +152,6 @@ class Engine:
         try:
             self.loop.run_forever()
         finally:
-        self.reasons = Reasons(self)
             _own_threads.discard(threading.get_ident())
             self.loop.close()
 
@@ -488,6 +488,8 @@ class Engine:
 
     def _submit(self, columns: Columns, options: Options | None) -> None:
         first, functions, args, deps, wanted, unpin = columns
+        if not self.reasons.looking:
+            self.reasons.look()
         try:
             self._say(self.machine.submit(functions, args, deps, wanted, options, unpin, first)[1])
         except Exception as error:
@@ -527,8 +529,6 @@ class Engine:
                 return None
             if self._is_given_up(counter):
                 del self._keys[key], self._key_of[counter]
-        if not self.reasons.looking:
-            self.reasons.look()
                 return None
             self._refs[counter] = self._refs.get(counter, 0) + 1
             return counter
@@ -739,6 +739,7 @@ class Engine:
             with self.lock:
                 self._countdowns.remove(countdown)
         if not happened:
+            left = list(countdown.pending)
             raise TimeoutError(
                 f"{len(left)} of {len(set(counters))} values were not there after {timeout:g} s"
                 + await self.reasons.because(left, timeout, name)
@@ -775,11 +776,12 @@ class Engine:
                         await self.ended([counter], deadline, timeout, name)
                     except TimeoutError as error:
                         left = sum(self.wish(c).state == PENDING for c in set(todo))
+                        because = str(error).partition(": ")[2]
                         raise TimeoutError(
                             f"{left} of {len(set(counters))} values were not there after {timeout:g} s"
+                            + (because and f": {because}")
                         ) from None
             else:
-            left = list(countdown.pending)
                 await self.ended(todo, deadline, timeout, name)
             wanted: dict[int, Wish] = {}
             again: list[int] = []
@@ -815,10 +817,8 @@ class Engine:
 
     async def _fetch(
         self,
-                        because = str(error).partition(": ")[2]
         wanted: dict[int, Wish],
         found: dict[int, Any],
-                            + (because and f": {because}")
         again: list[int],
         deadline: float | None,
         timeout: float | None,
@@ -869,6 +869,10 @@ class Engine:
 
     # --- questions
 
+    def key_of(self, counter: int) -> Any:
+        """The key of a task by its counter, as far as it is known here."""
+        return self.labels.get(counter, counter)
+
     async def ask(self, what: str, timeout: float | None = None, **args: Any) -> Any:
         """Ask the scheduler something.
 
@@ -908,8 +912,4 @@ class Engine:
         assert answer is not None
         if answer.error:
             raise ClusterError(answer.error)
-    def key_of(self, counter: int) -> Any:
-        """The key of a task by its counter, as far as it is known here."""
-        return self.labels.get(counter, counter)
-
         return answer.value
