@@ -23,7 +23,7 @@ from typing import Any
 
 from taskloom.client.fetching import Delivery, Fetching, Refused
 from taskloom.client.output import Screen
-from taskloom.client.packing import Columns
+from taskloom.client.packing import Columns, unreadable
 from taskloom.client.reasons import Reasons
 from taskloom.client.signals import Signal, _own_threads, deadline_of, left_of
 from taskloom.core.client import FAILED, PENDING, READY, ClientMachine, Wish
@@ -763,6 +763,7 @@ class Engine:
         Raises:
             TimeoutError: they were not all there in time.
             ClusterError: the client is closed.
+            SerializationError: one cannot be unpickled here.
             Exception: what a task raised.
         """
         deadline = deadline_of(timeout)
@@ -796,7 +797,7 @@ class Engine:
                     if result is None:
                         wanted[counter] = wish
                     elif type(result) is Payload or type(result) is tuple:
-                        found[counter] = calls.open_value(result)
+                        found[counter] = self._opened(counter, result, errors, name)
                     else:
                         found[counter] = result
                 elif state == FAILED:
@@ -810,7 +811,7 @@ class Engine:
                 self.check()
             if wanted:
                 self.check()
-                await self._fetch(wanted, found, again, deadline, timeout, errors, direct)
+                await self._fetch(wanted, found, again, deadline, timeout, errors, direct, name)
             if not again:
                 return [found[counter] for counter in counters]
             todo = again
@@ -824,6 +825,7 @@ class Engine:
         timeout: float | None,
         errors: str,
         direct: bool | None,
+        name: Callable[[int], Any] | None,
     ) -> None:
         delivery = Delivery(wanted, direct)
         self.call(self.fetching.start, delivery)
@@ -841,11 +843,20 @@ class Engine:
             if value is None:
                 again.append(counter)
             elif type(value) is not Refused:
-                found[counter] = calls.open_value(value)
+                found[counter] = self._opened(counter, value, errors, name)
             elif errors == "skip":
                 found[counter] = SKIPPED
             else:
                 raise load_error(value.error)
+
+    def _opened(self, counter: int, value: Any, errors: str, name: Callable[[int], Any] | None) -> Any:
+        """A value that has come."""
+        try:
+            return calls.open_value(value)
+        except Exception as error:
+            if errors == "skip":
+                return SKIPPED
+            raise unreadable((name or self.key_of)(counter), error) from error
 
     def error_of(self, counter: int, name: Callable[[int], Any] | None = None) -> BaseException:
         """What a task has failed by, a new one each time, so that its traceback does not grow."""

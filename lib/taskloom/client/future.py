@@ -78,7 +78,10 @@ class Future(Handle):
     def type(self) -> Any:
         """The class of the value, where that is known here: the value has come with the word that it is there. Else None."""
         result = None if self.counter < 0 else self.client._engine.wish(self.counter).result
-        return None if result is None else type(calls.open_value(result))
+        try:
+            return None if result is None else type(calls.open_value(result))
+        except Exception:  # result() says that it does not unpickle here
+            return None
 
     # --- waiting
 
@@ -104,6 +107,7 @@ class Future(Handle):
             TimeoutError: it was not there in time; says why. It goes on being computed.
             TaskCancelledError: the task was cancelled, or one that it needs.
             ClusterError: the client is closed, or the future was released.
+            SerializationError: the value has come, and does not unpickle here; says why.
             Exception: what the task raised, with its own traceback.
 
         >>> import taskloom

@@ -26,7 +26,7 @@ from taskloom.serialize.objects import _goes_by_name
 if TYPE_CHECKING:
     from taskloom.client.engine import Engine
 
-__all__ = ["Columns", "FutureError", "Handle", "Packer", "identity", "nothing", "place"]
+__all__ = ["Columns", "FutureError", "Handle", "Packer", "identity", "nothing", "place", "unreadable"]
 
 FIRST, NEXT = 200, 1000  # tasks in the first block of a graph, so that workers begin soon, and in the next ones
 BYTES = 4 << 20  # bytes of arguments after which a block ends before
@@ -41,6 +41,25 @@ def identity(value: Any) -> Any:
 
 def nothing() -> None:
     """Stands for the function of a task whose call is all in its arguments."""
+
+
+def unreadable(key: Any, error: Exception) -> SerializationError:
+    """What to raise where the value of a task has come, and does not unpickle here.
+
+    Args:
+        key: of the task.
+        error: what unpickling it has raised.
+    """
+    if isinstance(error, ImportError):
+        advice = "what its class is in has to be installed here as it is on the workers"
+    elif isinstance(error, AttributeError):
+        advice = "the module is another one here than on the workers: Client.get_versions(check=True) compares packages"
+    else:
+        advice = "see to how its class pickles (__reduce__, __setstate__)"
+    return SerializationError(
+        f"the task {key!r} has ended well, and its value does not unpickle in this process: {type(error).__name__}: {error}. "
+        f"Either {advice}, or the task returns something plainer"
+    )
 
 
 class Columns(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+import re
 import signal
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 from taskloom.client import Client, fetching, wait
 from taskloom.core.messages import Fetch, Piece
 from taskloom.deploy.local import LocalCluster
-from taskloom.errors import ClusterError, TaskCancelledError
+from taskloom.errors import ClusterError, SerializationError, TaskCancelledError
 
 Pair = collections.namedtuple("Pair", "one two")
 
@@ -203,6 +204,64 @@ def test_a_fetch_that_takes_too_long_is_given_up(client, monkeypatch):
         value.result(timeout=0.05)
     monkeypatch.undo()
     assert value.result().sum() == 1_000_000
+
+
+class Unreadable:
+    """Unpickling one calls something."""
+
+    def __init__(self, function, *args, size=0):
+        self.made = function, (*args, b"x" * size) if size else args
+
+    def __reduce__(self):
+        return self.made
+
+
+def refuse(*_):
+    raise RuntimeError("not\nhere")
+
+
+def make(what, size=0):
+    if what == "module":
+        return Unreadable(__import__, "only_there")
+    if what == "attribute":
+        return Unreadable(getattr, os, "only_there")
+    return Unreadable(refuse, size=size)
+
+
+@pytest.mark.parametrize(
+    ("args", "cause", "words"),
+    [
+        (
+            ("module",),
+            ModuleNotFoundError,
+            "No module named 'only_there'. Either what its class is in has to be installed",
+        ),
+        (
+            ("attribute",),
+            AttributeError,
+            r".*only_there.*Client.get_versions\(check=True\) compares packages, or the task",
+        ),
+        (("other",), RuntimeError, "not\nhere. Either see to how its class pickles"),
+        (("other", 100_000), RuntimeError, "not\nhere. Either see to how its class pickles"),  # it is fetched
+    ],
+)
+def test_a_value_that_does_not_unpickle_is_named(client, args, cause, words):
+    key = ("bad", *args)  # tracebacks of the case before may hold its future
+    one, bad = client.submit(inc, 0), client.submit(make, *args, key=key)
+    task = re.escape(f"the task {key!r}")
+    words = rf"(?s){task} has ended well, and its value does not unpickle in this process: {cause.__name__}: {words}"
+    for ask in (
+        bad.result,
+        lambda: client.gather({"a": [one, bad]}),
+        lambda: client.get({key: (make, *args)}, key),
+        lambda: client.gather([one, bad], direct=False),
+    ):
+        with pytest.raises(SerializationError, match=words) as caught:
+            ask()
+        assert type(caught.value.__cause__) is cause
+    assert client.gather([one, bad, one], errors="skip") == [1, 1]
+    assert (bad.status, bad.type, bad.exception()) == ("finished", None, None)
+    assert client.submit(inc, one).result() == 2
 
 
 # --- pieces, without a cluster
