@@ -7,7 +7,8 @@ Rules that hold here:
 - Others read what the machine knows of a counter (one look into a dict), and count themselves in for news under ``lock``, which
   is held for moments and never while user code runs.
 - A future that is dropped may be dropped anywhere, as the garbage collector runs in the midst of everything. So that appends to
-  the queue, and takes no lock.
+  a queue of its own, and takes no lock. It is looked at a moment later, after what was asked for before, so that letting go of
+  the last value holds up no one who asks for the next.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ __all__ = ["SKIPPED", "Engine", "Watcher"]
 
 AGAIN = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between attempts to reach a scheduler that was there
 GOODBYE = 1.0  # seconds to get the last words out
+LINGER = 0.002  # seconds from a future that is dropped to the word of it; they go in batches
+IDLE_TICKS = 20  # after so many with nothing dropped the loop sleeps until the next
+AT_ONCE = 20_000  # futures let go in one go, before others have their turn
 
 SKIPPED: Any = type("_Skipped", (), {"__slots__": (), "__repr__": lambda self: "SKIPPED"})()
 _WAITING = Wish()
@@ -136,6 +140,10 @@ class Engine:
         self._serials = itertools.count(1)
         self._inbox: deque[Any] = deque()
         self._awake = False
+        self._working = False  # what is said meanwhile goes out at its end
+        self._dropped: deque[int] = deque()
+        self._watching = False  # the loop is going to look for what was dropped within a moment
+        self._idle = 0
         self._late: list[Any] = []  # messages that a scheduler which comes back has to hear, beside what is wanted
         self._connection: Connection | None = None
         self._coming: asyncio.Task[None] | None = None
@@ -164,9 +172,9 @@ class Engine:
 
     def drop(self, counter: int) -> None:
         """One future less of a task. This may be called anywhere, see the module's text."""
-        self._inbox.append(counter)
-        if not self._awake:
-            self._wake()
+        self._dropped.append(counter)
+        if not self._watching:
+            self._watch()
 
     def _wake(self) -> None:
         if not self._awake and not self.forked:
@@ -182,22 +190,52 @@ class Engine:
     def _work(self) -> None:
         self._awake = False
         inbox = self._inbox
-        dropped: list[int] = []
-        while inbox:
-            item = inbox.popleft()
-            if type(item) is int:
-                dropped.append(item)
-                continue
-            if dropped:
-                self._let_go(dropped)
-                dropped = []
-            function, args = item
+        self._working = True
+        try:
+            while inbox:
+                function, args = inbox.popleft()
+                try:
+                    function(*args)
+                except Exception:  # a defect of ours; what others want done goes on
+                    _log.exception("the client failed at %r", function)
+        finally:
+            self._working = False
+        if self._connection is not None:
+            self._connection.flush()
+
+    def _watch(self) -> None:
+        if not self._watching and not self.forked:
             try:
-                function(*args)
-            except Exception:  # a defect of ours; what others want done goes on
-                _log.exception("the client failed at %r", function)
-        if dropped:
-            self._let_go(dropped)
+                self._watching = True
+                self.loop.call_soon_threadsafe(self._watch_soon)
+            except RuntimeError:  # the loop is closed
+                pass
+            except BaseException:  # as above
+                self._watching = False
+                raise
+
+    def _watch_soon(self) -> None:
+        self._idle = 0
+        self.loop.call_later(LINGER, self._sweep)
+
+    def _sweep(self) -> None:
+        """Let go of what was dropped."""
+        dropped = self._dropped
+        counters = [dropped.popleft() for _ in range(min(len(dropped), AT_ONCE))]
+        self._idle = 0 if counters else self._idle + 1
+        if counters:
+            if self._inbox:  # they may be among what is asked for there
+                self._work()
+            self._let_go(counters)
+            if dropped:
+                self.loop.call_soon(self._sweep)
+                return
+        if self._idle > IDLE_TICKS:
+            self._watching = False
+            if not dropped:  # nothing came before the others could see that nobody watches
+                return
+            self._watching = True
+        self.loop.call_later(LINGER, self._sweep)
 
     def check(self) -> None:
         """Raise what stands in the way of asking for anything.
@@ -218,7 +256,8 @@ class Engine:
         if connection is not None:
             for message in messages:
                 connection.put(message)
-            connection.flush()
+            if not self._working:
+                connection.flush()
 
     @property
     def is_connected(self) -> bool:
@@ -565,8 +604,8 @@ class Engine:
 
     def release(self, counters: Iterable[int]) -> None:
         """One future less of each."""
-        self._inbox.extend(counters)
-        self._wake()
+        self._dropped.extend(counters)
+        self._watch()
 
     def _let_go(self, counters: list[int]) -> None:
         if self._refs or self._keys or self._given_up:
