@@ -15,7 +15,9 @@ it.
 from __future__ import annotations
 
 import atexit
+import difflib
 import importlib
+import inspect
 import os
 import threading
 import weakref
@@ -112,6 +114,8 @@ class Client:
     ) -> None:
         if address is None and not cluster:
             address = config.get("cluster.address")
+        if cluster:
+            _check_names(cluster)
         if address is not None and cluster:
             raise TypeError(
                 f"{', '.join(sorted(cluster))}: such arguments say how a cluster on this machine is started, and one that is "
@@ -180,6 +184,8 @@ class Client:
                 self._engage(self._cluster)
             await self._connected.signal.wait()
             Engine.answer_of(self._connected)
+            if self.asynchronous:
+                await self._meet_workers()
             _live.add(self)
             atexit.unregister(_say_goodbye)
             atexit.register(_say_goodbye)  # once more: before the clusters that were started since end
@@ -285,7 +291,7 @@ class Client:
         resources: Mapping[str, float] | None = None,
         timeout: float | None = None,
         sync: bool = True,
-        **_: Any,
+        **more: Any,
     ) -> Any:
         """Compute keys of a graph on the cluster.
 
@@ -301,7 +307,7 @@ class Client:
             resources: name -> amount of what each task takes while it runs.
             timeout: seconds to wait at most.
             sync: False: futures instead of values, at once.
-            _: what other schedulers take (``num_workers``) has no meaning here.
+            more: what other schedulers take (``num_workers``) has no meaning here; ``allow_other_workers`` as for :meth:`submit`.
 
         Returns:
             The value of the key; for a list of keys a tuple of values, nested as the list is.
@@ -317,7 +323,7 @@ class Client:
         (2, (1, 2))
         """
         self._engine.check()
-        options = self._options_of(priority, retries, workers, resources)
+        options = self._options_of(priority, retries, _without_dasks(more, workers), resources)
         plan = compile_graph(graph, keys)
         if not sync:
             futures = self._persisted(plan, options)
@@ -395,6 +401,9 @@ class Client:
             resources: name -> amount of what it takes while it runs.
             timeout: seconds after which it is stopped if it is not done; it has failed by a TimeoutError then.
 
+        Of what dask's submit takes besides, ``fifo_timeout`` has no meaning here, and ``allow_other_workers=True`` that
+        ``workers`` has none; but they are the function's where it has parameters of these names.
+
         Returns:
             The future of its result.
 
@@ -411,6 +420,8 @@ class Client:
         engine = self._engine
         engine.check()
         _check_call(function, timeout)
+        if kwargs and not DASKS.isdisjoint(kwargs):
+            workers = _without_dasks(kwargs, workers, function)
         options = self._options_of(priority, retries, workers, resources)
         if pure and key is None:
             key = f"{name_of(function)}-{tokenize(function, args, kwargs)}"
@@ -472,8 +483,10 @@ class Client:
         """
         engine = self._engine
         engine.check()
-        options = self._options_of(priority, retries, workers, resources)
         _check_call(function, timeout)
+        if kwargs and not DASKS.isdisjoint(kwargs):
+            workers = _without_dasks(kwargs, workers, function)
+        options = self._options_of(priority, retries, workers, resources)
         if not iterables:
             raise TypeError(
                 f"map calls {name_of(function)} for each item of an iterable, and there is none: map(function, items)"
@@ -593,15 +606,30 @@ class Client:
         return Options(priority, retries, tuple(names), tuple(sorted(amounts)))
 
     def _name_of_worker(self, address: str) -> str:
-        if address not in self._workers:
-            # asked by the client's own thread, so this works within an event loop too
-            info = run(self._engine.ask("scheduler_info", self._timeout))
-            self._workers = {worker["address"]: name for name, worker in info["workers"].items()}
+        if address not in self._workers and not self.asynchronous:
+            run(self._meet_workers())
         try:
             return self._workers[address]
         except KeyError:
             there = ", ".join(sorted(self._workers)) or "none"
-            raise ValueError(f"there is no worker at {address}; there are: {there}") from None
+            advice = ""
+            if self.asynchronous:  # to ask the scheduler would hold up the event loop
+                advice = (
+                    ". This client knows of those that were there when it last asked: `await client.scheduler_info()`"
+                )
+            raise ValueError(f"there is no worker at {address}; there are: {there}{advice}") from None
+
+    async def _meet_workers(self) -> dict[str, Any]:
+        """Ask which workers there are, and note their addresses."""
+        info: dict[str, Any] = await self._engine.ask("scheduler_info", self._timeout)
+        self._workers = {worker["address"]: name for name, worker in info["workers"].items()}
+        return info
+
+    async def _meet(self, workers: Any) -> None:
+        """Ask, if an address is among these that is not known here."""
+        names = [workers] if isinstance(workers, str) else workers if isinstance(workers, (list, tuple, set)) else ()
+        if any(isinstance(name, str) and "://" in name and name not in self._workers for name in names):
+            await self._meet_workers()
 
     # --- data
 
@@ -691,6 +719,7 @@ class Client:
         engine = self._engine
         engine.check()
         check_seconds(timeout)
+        await self._meet(workers)
         options = self._options_of(0, 0, workers, None) or Options()
         options = options._replace(data=True, everywhere=bool(broadcast))
         kind = type(data)
@@ -744,6 +773,7 @@ class Client:
         retries: int = 0,
         workers: str | Iterable[str] | None = None,
         resources: Mapping[str, float] | None = None,
+        **more: Any,
     ) -> Any:
         """Compute collections in the background, each to one value on the cluster.
 
@@ -752,6 +782,7 @@ class Client:
             sync: whether to wait for the values, and return them.
             optimize_graph: whether the collections' own optimizations are applied first.
             priority, retries, workers, resources: as for :meth:`get`.
+            more: what dask's takes besides: see :meth:`submit`.
 
         Returns:
             The future of its value; of a list, a list of futures.
@@ -765,6 +796,9 @@ class Client:
         """
         self._engine.check()
         defaults.tell_dask()
+        workers = _without_dasks(more, workers)
+        for name in more.keys() - {"traverse"}:
+            raise TypeError(f"compute takes no argument {name!r}")
         options = self._options_of(priority, retries, workers, resources)
         several = isinstance(collections, (list, tuple, set, frozenset))
         given = list(collections) if several else [collections]
@@ -821,13 +855,13 @@ class Client:
         retries: int = 0,
         workers: str | Iterable[str] | None = None,
         resources: Mapping[str, float] | None = None,
-        **_: Any,
+        **more: Any,
     ) -> Any:
         """Compute collections in the background; their values stay on the cluster.
 
         Args:
             collections: a collection of ours or of dask's, or a list of them.
-            optimize_graph, priority, retries, workers, resources: as for :meth:`compute`.
+            optimize_graph, priority, retries, workers, resources, more: as for :meth:`compute`.
 
         Returns:
             A collection of the same kind, made of futures of its parts; of a list, a list. The values live as long as it does.
@@ -840,7 +874,7 @@ class Client:
         """
         self._engine.check()
         defaults.tell_dask()
-        options = self._options_of(priority, retries, workers, resources)
+        options = self._options_of(priority, retries, _without_dasks(more, workers), resources)
         several = isinstance(collections, (list, tuple, set, frozenset))
         given = list(collections) if several else [collections]
         found = [collection for collection in given if is_collection(collection)]
@@ -863,7 +897,7 @@ class Client:
         """Stop tasks that have not ended, whoever needs them; those that run too. What has ended stays as it is.
 
         Args:
-            futures: a future, or lists and dicts with futures in them.
+            futures: a future, a collection made of futures, or lists and dicts of them.
             force: has no meaning; it is there as dask has it.
 
         >>> import time
@@ -873,10 +907,10 @@ class Client:
         ...     [future.status for future in futures]
         ['cancelled', 'cancelled']
         """
-        return self._sync(self._cancel(futures))
+        return self._sync(self._cancel(_futures_for("cancel", futures)))
 
-    async def _cancel(self, futures: Any) -> None:
-        self._give_up(futures_in(listed(futures)))
+    async def _cancel(self, futures: Sequence[Future]) -> None:
+        self._give_up(futures)
 
     def _give_up(self, futures: Sequence[Future]) -> None:
         self._engine.check()
@@ -889,7 +923,7 @@ class Client:
         """Try tasks again that have failed or were cancelled, and what they need that has.
 
         Args:
-            futures: a future, or lists and dicts with futures in them.
+            futures: a future, a collection made of futures, or lists and dicts of them.
 
         >>> with Client(n_workers=1) as client:
         ...     future = client.submit(abs, -1)
@@ -899,12 +933,12 @@ class Client:
         True
         1
         """
-        return self._sync(self._retry(futures))
+        return self._sync(self._retry(_futures_for("retry", futures)))
 
-    async def _retry(self, futures: Any) -> None:
+    async def _retry(self, futures: Sequence[Future]) -> None:
         self._engine.check()
         signal = Signal()
-        self._engine.call(self._engine._retry, self._counters(futures_in(listed(futures))))
+        self._engine.call(self._engine._retry, self._counters(futures))
         self._engine.call(signal.set)
         await signal.wait()  # so that nobody sees the old state after this
 
@@ -920,10 +954,10 @@ class Client:
         """Which workers have values.
 
         Args:
-            futures: a future, or lists and dicts with futures in them; by default all of this client.
+            futures: a future, a collection made of futures, or lists and dicts of them; by default all of this client.
 
         Returns:
-            Mapping of keys to tuples of names of workers.
+            Mapping of keys to tuples of names of workers. Where several tasks have one key, those of all of them.
 
         >>> with Client(n_workers=1) as client:
         ...     future = client.submit(abs, -1, key="one")
@@ -932,16 +966,19 @@ class Client:
         1
         {'one': ('worker-0',)}
         """
-        return self._sync(self._who_has(futures))
+        return self._sync(self._who_has(None if futures is None else _futures_for("who_has", futures)))
 
-    async def _who_has(self, futures: Any) -> dict[Any, tuple[str, ...]]:
+    async def _who_has(self, futures: Sequence[Future] | None) -> dict[Any, tuple[str, ...]]:
         if futures is None:
             names = dict(self._engine.labels)
         else:
-            found = futures_in(listed(futures))
-            names = dict(zip(self._counters(found), [future.key for future in found], strict=True))
+            names = dict(zip(self._counters(futures), [future.key for future in futures], strict=True))
         holders = await self._engine.ask("who_has", self._timeout, counters=list(names))
-        return {key: tuple(who) for key, who in zip(names.values(), holders, strict=True)}
+        found: dict[Any, tuple[str, ...]] = {}
+        for key, who in zip(names.values(), holders, strict=True):
+            before = found.get(key, ())
+            found[key] = (*before, *[name for name in who if name not in before])
+        return found
 
     @quiet_frames
     def why_waiting(self, future: Future) -> Any:
@@ -987,7 +1024,7 @@ class Client:
         ...     list(client.scheduler_info()["workers"])
         ['worker-0']
         """
-        return self._sync(self._engine.ask("scheduler_info", self._timeout))
+        return self._sync(self._meet_workers())
 
     @quiet_frames
     def wait_for_workers(self, n_workers: int = 1, timeout: float | None = None) -> Any:
@@ -1008,8 +1045,10 @@ class Client:
     async def _wait_for_workers(self, count: int, timeout: float | None) -> None:
         try:
             await self._engine.ask("wait_for_workers", timeout, count=count)
+            if self.asynchronous:
+                await self._meet_workers()
         except TimeoutError:
-            info = await self._engine.ask("scheduler_info", self._timeout)
+            info = await self._meet_workers()
             raise TimeoutError(
                 f"after {timeout:g} s {len(info['workers'])} of {count} workers have come to the scheduler at {self.address}"
             ) from None
@@ -1117,8 +1156,18 @@ class _Unopened:
         pass
 
 
+_WORKERS, _THREADS, _MEMORY = ["n_workers"], ["threads_per_worker"], ["memory_limit"]
+# what others call arguments of a LocalCluster, without underscores
+_MEANT = {
+    **dict.fromkeys(("workers", "nworkers", "numworkers", "nprocs", "njobs"), _WORKERS),
+    **dict.fromkeys(("threads", "nthreads", "numthreads", "ncores", "cores", "cpus", "ncpus", "numcpus"), _THREADS),
+    **dict.fromkeys(("memory", "mem", "memlimit", "maxmemory"), _MEMORY),
+}
 _WISHED = bytes([WISH])
 _FUTURES = frozenset({Future})
+DASKS = frozenset(
+    ("allow_other_workers", "fifo_timeout", "actor", "actors")
+)  # what dask's client takes, and this one not
 
 
 def _check_call(function: Any, timeout: Any) -> None:
@@ -1127,6 +1176,69 @@ def _check_call(function: Any, timeout: Any) -> None:
             f"what the cluster is to call is a function, not {function!r:.200} of type {type(function).__name__}"
         )
     check_seconds(timeout)
+
+
+def _without_dasks(kwargs: dict[str, Any], workers: Any, function: Any = None) -> Any:
+    """Take arguments of dask's client out that are not the function's.
+
+    Args:
+        kwargs: they are taken out of this.
+        workers: who may run it.
+
+    Returns:
+        Who may run it after that.
+
+    Raises:
+        TypeError: what they ask for is not to be had.
+    """
+    for name in DASKS.intersection(kwargs):
+        if function is not None and _takes(function, name):
+            continue
+        value = kwargs.pop(name)
+        if name == "allow_other_workers" and value:
+            if not workers:
+                raise TypeError("allow_other_workers=True goes with workers=, and there is none: leave it away")
+            workers = None
+        elif name in ("actor", "actors") and value:
+            raise TypeError(
+                f"{name}={value!r}: this client makes no actors. Submit functions, and hand what is to be kept from one to the "
+                "next on as a future"
+            )
+    return workers
+
+
+def _takes(function: Any, name: str) -> bool:
+    """Whether a function takes an argument of this name."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a builtin that does not tell
+        return True
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return any(
+        of.kind is inspect.Parameter.VAR_KEYWORD or (of.name == name and of.kind in by_name) for of in parameters
+    )
+
+
+def _futures_for(what: str, data: Any) -> list[Future]:
+    """The futures in what a method was given, which takes nothing else."""
+    found: list[Future] = []
+    stack = [listed(data)]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Future):
+            found.append(item)
+        elif isinstance(item, dict):
+            stack.extend(reversed(item.values()))
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            stack.extend(reversed(list(item)))
+        elif is_collection(item):
+            found += futures_in(dict(item.__dask_graph__()))
+        else:
+            raise TypeError(
+                f"{what} takes a future, a collection made of futures, or lists and dicts of them; "
+                f"{item!r:.200}, of type {type(item).__name__}, is none of these"
+            )
+    return found
 
 
 def _check_key(key: Any) -> None:
@@ -1140,9 +1252,31 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
 
 
-def _start_cluster(options: dict[str, Any]) -> Any:
+def _local_cluster() -> Any:
     # by its name: imports go the other way
-    return importlib.import_module("taskloom.deploy.local").LocalCluster(**options)
+    return importlib.import_module("taskloom.deploy.local").LocalCluster
+
+
+def _start_cluster(options: dict[str, Any]) -> Any:
+    return _local_cluster()(**options)
+
+
+def _check_names(cluster: Mapping[str, Any]) -> None:
+    """See that arguments which are none of a client's are those of a LocalCluster."""
+    known = list(inspect.signature(_local_cluster()).parameters)
+    for name in cluster:
+        if name in known:
+            continue
+        own = [*inspect.signature(Client).parameters][:-1]
+        meant = _MEANT.get(name.replace("_", "")) or difflib.get_close_matches(name, [*own, *known], 1)
+        raise TypeError(
+            f"Client() takes no argument {name!r}"
+            + (
+                f": do you mean {meant[0]!r}?"
+                if meant
+                else f"; there are {', '.join(own)}, and for a cluster {', '.join(known)}"
+            )
+        )
 
 
 async def _elsewhere(asynchronous: bool, function: Callable[[], Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import taskloom
 from taskloom._collections.running import default_clients
 from taskloom.client import Client, as_completed, wait
+from taskloom.deploy.local import LocalCluster
 from taskloom.errors import ClusterError, CommError, ConnectTimeoutError
 
 
@@ -146,3 +148,29 @@ def test_nobody_is_there():
                 pass
 
     asyncio.run(main())
+
+
+def test_addresses_of_workers_are_known_without_asking():
+    """To ask the scheduler in the midst of a call that is not awaited would hold up the event loop."""
+
+    async def main(cluster):
+        async with Client(cluster, asynchronous=True) as client:
+            await client.wait_for_workers(1, timeout=60)
+            (address,) = [worker["address"] for worker in (await client.scheduler_info())["workers"].values()]
+            assert await client.submit(inc, 1, workers=address) == 2
+            async with Client(cluster, asynchronous=True) as other:
+                assert await other.submit(inc, 1, workers=address) == 2
+                assert await (await other.scatter({"x": 1}, workers=[address]))["x"] == 1
+                os.kill(cluster.scheduler_pid, signal.SIGSTOP)
+                try:
+                    with pytest.raises(
+                        ValueError, match=r"there is no worker at tcp://127.0.0.1:1; .*await client.sched"
+                    ):
+                        other.submit(inc, 1, workers="tcp://127.0.0.1:1")
+                finally:
+                    os.kill(cluster.scheduler_pid, signal.SIGCONT)
+                with pytest.raises(ValueError, match=r"there is no worker at tcp://127.0.0.1:1; there are: tcp:"):
+                    await other.scatter([1], workers="tcp://127.0.0.1:1")
+
+    with LocalCluster(n_workers=1) as cluster:
+        asyncio.run(main(cluster))

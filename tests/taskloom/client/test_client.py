@@ -229,3 +229,21 @@ def _lives(pid):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"workers": 2}, "no argument 'workers': do you mean 'n_workers'?"),
+        ({"nthreads": 2}, "no argument 'nthreads': do you mean 'threads_per_worker'?"),
+        ({"memory": "1GB"}, "no argument 'memory': do you mean 'memory_limit'?"),
+        ({"n_worker": 2}, "no argument 'n_worker': do you mean 'n_workers'?"),
+        ({"adress": "tcp://127.0.0.1:1"}, "no argument 'adress': do you mean 'address'?"),
+        ({"address": "tcp://127.0.0.1:1", "tmeout": 1}, "no argument 'tmeout': do you mean 'timeout'?"),
+        ({"quux": 1}, "no argument 'quux'; there are address, token, timeout, .* for a cluster n_workers, threads_"),
+    ],
+)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_arguments_that_are_not_there(wrong, words, asynchronous):
+    with pytest.raises(TypeError, match=rf"Client\(\) takes {words}"):
+        Client(**wrong, asynchronous=asynchronous)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
 
+import taskloom
 from taskloom.client import Client, wait
 from taskloom.deploy.local import LocalCluster
 from taskloom.errors import ClusterError, TaskCancelledError
@@ -39,6 +41,34 @@ def test_who_has(client):
     bad = client.submit(inc, "x")
     wait(bad)
     assert client.who_has([bad]) == {bad.key: ()}
+
+
+def test_who_has_of_tasks_that_share_a_key(client):
+    first = client.submit(np.ones, 10, workers="worker-0", key="same")
+    wait(first)
+    again = client.scatter({"same": np.ones(10)}, workers="worker-1")["same"]
+    third = client.persist(taskloom.delayed(inc)(1, dask_key_name="third"), workers="worker-1")
+    wait([again, *dict(third.__dask_graph__()).values()])
+    assert (again.key, again.counter != first.counter) == (first.key, True)
+    assert client.who_has([first, again]) == {"same": ("worker-0", "worker-1")}
+    assert client.who_has([again, first, again]) == {"same": ("worker-1", "worker-0")}
+    assert client.who_has()["same"] == ("worker-0", "worker-1")
+    assert client.who_has(third) == {"third": ("worker-1",)}
+
+
+def test_what_is_asked_about_is_a_future(client):
+    future = client.submit(inc, 1)
+    for call in (client.cancel, client.retry, client.who_has):
+        for wrong in (3, "x", [future, 3], {"a": [object()]}, [[None]]):
+            with pytest.raises(TypeError, match=f"^{call.__name__} takes a future, .* is none of these"):
+                call(wrong)
+        assert call([]) in (None, {})
+        call(future for future in [future])
+    assert future.result() == 2
+    kept = client.persist(taskloom.delayed(time.sleep)(60))
+    client.cancel({"a": [kept]})
+    with pytest.raises(TaskCancelledError):
+        kept.compute()
 
 
 def test_get_versions(client, monkeypatch):

@@ -80,6 +80,27 @@ def test_what_cannot_be_asked_for_is_said_at_once(client):
     assert future.result(timeout=60) == 2
 
 
+def test_what_dasks_submit_takes_besides(client):
+    """With the meaning that it has here, or an error; but what the function takes is the function's."""
+
+    def mine(x, allow_other_workers=None, *, actor=None):
+        return x, allow_other_workers, actor
+
+    assert client.submit(inc, 1, fifo_timeout="1s", actor=False, allow_other_workers=False).result() == 2
+    assert client.submit(inc, 1, workers="nobody", allow_other_workers=True).result(timeout=60) == 2
+    assert client.gather(client.map(inc, [1, 2], workers="nobody", allow_other_workers=True), timeout=60) == [2, 3]
+    assert client.get({"x": (inc, 1)}, "x", workers="nobody", allow_other_workers=True, timeout=60) == 2
+    assert client.submit(mine, 1, allow_other_workers=True, actor=2).result() == (1, True, 2)
+    assert client.gather(client.map(mine, [1], actor=2, fifo_timeout=3)) == [(1, None, 2)]
+    assert client.submit(dict, actors=1, fifo_timeout=2).result() == {"actors": 1, "fifo_timeout": 2}
+    for call in (client.submit, client.map):
+        with pytest.raises(TypeError, match=r"actor=True: this client makes no actors\. Submit functions"):
+            call(inc, [1], actor=True)
+        with pytest.raises(TypeError, match="allow_other_workers=True goes with workers=, and there is none"):
+            call(inc, [1], allow_other_workers=True)
+    assert client.submit(mine, 1, actors=0).result() == (1, None, None)
+
+
 def test_a_future_in_many_places_of_one_argument_is_one_input(client):
     arrays = client.map(np.arange, range(300))
     again = [*arrays, *arrays]
