@@ -21,6 +21,7 @@ from taskloom.core.messages import (
     Fetched,
     ForgetFunctions,
     Functions,
+    GaveBack,
     Lost,
     Missing,
     Options,
@@ -38,6 +39,7 @@ from taskloom.core.messages import (
 from taskloom.core.scheduler.checks import CheckedScheduler, InvariantError, TransitionError, story, validate
 from taskloom.core.scheduler.machine import CLIENT, TRANSITIONS, WORKER
 from taskloom.core.scheduler.state import DONE, FREE, IDLE, NAMES, READY
+from taskloom.errors import ProtocolError
 
 from .play import FUNCTION, UUID, Play, only, runs
 
@@ -282,10 +284,10 @@ def test_columns_of_different_lengths_are_refused_before_anything_is_done():
         Submit(1, [0], ["x"], [(), ()], b"\1", Options()),
         Submit(1, [0], ["x"], [()], b"", Options()),
     ):
-        with pytest.raises(ValueError, match="not of one length"):
+        with pytest.raises(ProtocolError, match="not of one length"):
             play.from_client(bad)
         validate(play.scheduler)
-    with pytest.raises(ValueError, match="has not sent its function 9"):
+    with pytest.raises(ProtocolError, match="has not sent its function 9"):
         play.from_client(Submit(1, [9], ["x"], [()], b"\1", Options()))
     validate(play.scheduler)
     assert play.scheduler.tasks.live == 1
@@ -293,10 +295,68 @@ def test_columns_of_different_lengths_are_refused_before_anything_is_done():
 
 def test_a_message_of_the_other_kind_of_peer_is_none():
     play = Play("a")
-    with pytest.raises(KeyError):
+    with pytest.raises(ProtocolError, match=f"client {play.client} says Status, which no client says"):
         play.from_client(Status(True, []))
-    with pytest.raises(KeyError):
+    with pytest.raises(ProtocolError, match=f"worker {play.workers[0]} says Release, which no worker says"):
         play.from_worker(play.workers[0], Release([0]))
+
+
+@pytest.mark.parametrize("what", ["done", "failed", "given back", "kept"])
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("whose", ["nobody's", "another's", "forgotten"])
+def test_a_worker_that_speaks_of_a_task_which_it_was_not_sent(what, special, whose):
+    """With a grant that fits: that of the worker that was sent it, or the 0 of what was sent to nobody."""
+    play = Play("a", "b", "c")
+    a, b, c = play.workers
+    resources = (("GPU", 1.0),) if special else ()
+    if special:
+        play.left(b)
+        b = play.came("b", resources={"GPU": 1.0})
+    play.submit((), workers=("a",))
+    play.submit((), workers=("b",), resources=resources)
+    play.submit((), workers=("nobody",), resources=resources)
+    play.submit((), workers=("c",))
+    play.submit((), workers=("c",))
+    wrong = {"nobody's": 2, "another's": 1, "forgotten": 3}[whose]
+    slot, tid = play.slot(wrong), play.tid(wrong)
+    if whose == "forgotten":
+        play.release(3)
+    grant = play.scheduler.tasks.grant[slot]
+    mine = play.tid(0), play.scheduler.tasks.grant[play.slot(0)]
+    says = {
+        "done": Report(grant, [tid], [1], [0.1], [None], [], []),
+        "failed": Report(grant, [], [], [], [], [tid], ["error"]),
+        "given back": GaveBack([tid], [grant], [], []),
+        "kept": GaveBack([], [], [tid], [grant]),
+    }[what]
+    done = Report(mine[1], [mine[0]], [1], [0.1], [None], [], [])
+    other = Report(play.scheduler.tasks.grant[play.slot(4)], [play.tid(4)], [1], [0.1], [None], [], [])
+    events = [(WORKER, a, done), (WORKER, a, says), (WORKER, c, other)]
+    words = f"the worker 'a' speaks of the task {tid} under the grant {grant}, and was not sent it"
+    with pytest.raises(ProtocolError, match=words):
+        play.hear(*events)
+    validate(play.scheduler)
+    # what it said before counts, and what others say; the clients hear of it with the next batch
+    assert play.states(0, 1, 2, 4) == ["done", "sent", "ready", "done"]
+    told = only(play.left(a), Done)
+    assert [list(message.counters) for _, message in told] == [[0, 4]]
+
+
+def test_of_a_report_that_is_wrong_in_its_midst_the_first_part_counts():
+    play = Play(("a", 2))
+    (a,) = play.workers
+    play.submit((), (), ())
+    play.submit((), workers=("nobody",))
+    tasks = play.scheduler.tasks
+    grant = tasks.grant[play.slot(0)]
+    assert [tasks.grant[play.slot(n)] for n in range(4)] == [grant, grant, tasks.grant[play.slot(2)], 0]
+    tasks.grant[play.slot(3)] = grant  # as if it were mixed up
+    tids = [play.tid(0), play.tid(3), play.tid(1)]
+    with pytest.raises(ProtocolError, match=f"the worker 'a' speaks of the task {tids[1]}"):
+        play.from_worker(a, Report(grant, tids, [1] * 3, [0.1] * 3, [None] * 3, [], []))
+    tasks.grant[play.slot(3)] = 0
+    validate(play.scheduler)
+    assert play.states(0, 1, 3) == ["done", "sent", "ready"]
 
 
 def test_who_is_not_there_is_not_heard():

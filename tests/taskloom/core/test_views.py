@@ -333,7 +333,7 @@ def test_a_worker():
 
 
 def test_how_many_tasks_are_in_each_state():
-    play = Play("a")
+    play = Play(("a", 8))
     play.submit((), (), (0, 1), (2,), (), (), wanted=bytes([1, 0, 0, 1, 1, 1]))
     play.report(play.workers[0], 0)
     play.raised(play.workers[0], 4)

@@ -62,6 +62,7 @@ from taskloom.core.scheduler.state import (
     size_of,
 )
 from taskloom.core.scheduler.stories import Stories
+from taskloom.errors import ProtocolError
 
 __all__ = ["CLIENT", "TRANSITIONS", "WORKER", "Scheduler"]
 
@@ -296,17 +297,28 @@ class Scheduler:
         Args:
             events: (CLIENT or WORKER, number, message) each; what comes from peers that are not there any more is dropped.
             now: seconds, of any clock that goes forward.
+
+        Raises:
+            ProtocolError: a peer said what it cannot say; names it. What it said before counts, and what others said; what is
+                to be said comes with the next call.
         """
         self.now = self.placing.now = now
         if self._grace is not None:
             self._grace_until = now + self._grace
             self._grace = None
+        problem: ProtocolError | None = None
         for kind, number, message in events:
             peer: Any = (self.clients if kind == CLIENT else self.workers).get(number)
             if peer is None:
                 continue
             self.stories.note(now, True, kind, number, message)
-            (self._of_clients if kind == CLIENT else self._of_workers)[type(message)](peer, message)
+            take_in = (self._of_clients if kind == CLIENT else self._of_workers).get(type(message))
+            try:
+                if take_in is None:
+                    raise ProtocolError(f"{kind} {number} says {type(message).__name__}, which no {kind} says")
+                take_in(peer, message)
+            except ProtocolError as error:
+                problem = problem or error
             self._sweep()
         if self._grace_until is not None and now >= self._grace_until:
             self._grace_until = None
@@ -323,6 +335,8 @@ class Scheduler:
         for worker in list(self.workers.values()) if self._retiring else ():
             if worker.retiring:
                 self._evacuate(worker)
+        if problem is not None:
+            raise problem
         actions = self.out.take()
         for kind, number, message in actions:
             self.stories.note(now, False, kind, number, message)
@@ -366,7 +380,7 @@ class Scheduler:
         tasks = self.tasks
         count = len(message.functions)
         if not count == len(message.args) == len(message.deps) == len(message.wanted):
-            raise ValueError(f"the columns of a Submit from client {client.number} are not of one length")
+            raise ProtocolError(f"the columns of a Submit from client {client.number} are not of one length")
         if not count:
             self._unpin(client, message.unpin)
             return
@@ -378,7 +392,7 @@ class Scheduler:
         try:
             made = [functions[n] for n in message.functions]
         except KeyError as error:
-            raise ValueError(f"client {client.number} has not sent its function {error}, and submits it") from None
+            raise ProtocolError(f"client {client.number} has not sent its function {error}, and submits it") from None
         base, high = tasks.allocate(count)
         options = message.options
         rank = self._ranks - (max(-PRIORITIES, min(PRIORITIES, options.priority)) << 44) - DATA * options.data
@@ -905,6 +919,7 @@ class Scheduler:
         place, orders = tasks.place, tasks.orders
         dropped: dict[int, list[int]] = {}
         special = bool(worker.taking or worker.begun or worker.coming or tasks.tries)
+        never_sent = -1
         stale = runnable = count = total = taught = taught_bytes = 0
         load, taught_seconds = worker.load, 0.0
         function: Any = None
@@ -915,6 +930,9 @@ class Scheduler:
             if slot >= size or grants[slot] != grant:  # the worker was told to cancel it, and throws the value away
                 stale += 1
                 continue
+            if slot not in sent:
+                never_sent = tid
+                break
             block = owner[slot]
             if special or block.special or slot in copies:
                 worker.load = load
@@ -993,10 +1011,14 @@ class Scheduler:
             worker.idle_since = self.now
         self.placing.runnable += runnable
         self.placing.touched[number] = None
+        if never_sent >= 0:
+            raise self._never_sent(worker, never_sent, grant)
         self.counts.done += len(message.tids) - stale
         for tid, error in zip(message.failed, message.errors, strict=True):
             slot = tid & SLOT
             if slot < size and grants[slot] == grant:
+                if slot not in sent:
+                    raise self._never_sent(worker, tid, grant)
                 tries = self._tries(slot)
                 tries[0] -= 1
                 if tries[0] >= 0:
@@ -1005,6 +1027,12 @@ class Scheduler:
                 else:
                     self.counts.failed += 1
                     self._fail(slot, error, ended=True)
+
+    @staticmethod
+    def _never_sent(worker: Worker, tid: int, grant: int) -> ProtocolError:
+        return ProtocolError(
+            f"the worker {worker.name!r} speaks of the task {tid} under the grant {grant}, and was not sent it"
+        )
 
     def _done(self, slot: int, worker: Worker, nbytes: int, seconds: float, result: Any) -> None:
         """SENT -> DONE."""
@@ -1160,10 +1188,14 @@ class Scheduler:
         for tid, grant in zip(message.tids, message.grants, strict=True):
             slot = tid & SLOT
             if slot < size and grants[slot] == grant:
+                if slot not in worker.sent:
+                    raise self._never_sent(worker, tid, grant)
                 self._unsend(slot, worker)
         for tid, grant in zip(message.kept, message.kept_grants, strict=True):
             slot = tid & SLOT
             if slot < size and grants[slot] == grant:
+                if slot not in worker.sent:
+                    raise self._never_sent(worker, tid, grant)
                 worker.taking.discard(slot)
                 worker.begun.add(slot)
                 self.placing.thieves.pop(slot, None)
