@@ -45,7 +45,7 @@ from taskloom.graph.convention import flatten_keys
 from taskloom.graph.node import Named
 from taskloom.local.frames import quiet_frames
 from taskloom.local.run import name_of
-from taskloom.net import find_token
+from taskloom.net import Token, find_token, tokens_of
 from taskloom.net.tokens import how_to_get_token
 from taskloom.node.process import versions
 
@@ -102,7 +102,7 @@ class Client:
         self,
         address: Any = None,
         *,
-        token: str | None = None,
+        token: Token | None = None,
         timeout: float = 10.0,
         asynchronous: bool = False,
         name: str | None = None,
@@ -164,7 +164,7 @@ class Client:
                     f"in ~/.config/taskloom/token; set {how_to_get_token()}, or hand it over as token="
                 )
             token = ""
-        self.address, self.token = address, token
+        self.address, self.token = address, tokens_of(token)[0] if token else ""
         screen = Screen(stderr=not getattr(self.cluster, "shows_stderr", False)) if output else None
         self._engine = Engine(address, token, patience, screen, direct)
         self._connected = self._engine.start(self._timeout)

@@ -43,7 +43,7 @@ from taskloom.core.messages import (
 )
 from taskloom.errors import ClusterError, CommError, HandshakeError, TaskCancelledError, WorkerDiedError
 from taskloom.local.frames import note_task
-from taskloom.net import Connection, connect
+from taskloom.net import Connection, Token, connect
 from taskloom.net import Options as NetOptions
 from taskloom.node import calls
 from taskloom.protocol import Payload
@@ -117,7 +117,7 @@ class Engine:
         reason: why nothing comes any more; "" while the client is open.
     """
 
-    def __init__(self, address: str, token: str, patience: float, screen: Screen | None, direct: bool | None) -> None:
+    def __init__(self, address: str, token: Token, patience: float, screen: Screen | None, direct: bool | None) -> None:
         self.address = address
         self.token = token
         self.patience = patience

@@ -22,6 +22,7 @@ from typing import Any
 from taskloom.config import positive_int
 from taskloom.errors import ClusterError
 from taskloom.local.pool import describe_exit
+from taskloom.net import Token, tokens_of
 from taskloom.node.codes import REFUSED
 from taskloom.node.supervisor import Lines, Supervisor, process_ended, spawn
 from taskloom.system import cpu_count, memory_total, parse_bytes
@@ -80,7 +81,7 @@ class LocalCluster:
         scheduler_port: int = 0,
         http_port: int | None = None,
         http_may_fail: bool = False,
-        token: str | None = None,
+        token: Token | None = None,
         wait: bool = False,
     ) -> None:
         count = threads = 1
@@ -97,7 +98,7 @@ class LocalCluster:
         elif threads_per_worker is None:
             threads = max(1, cpu_count() // count)
         self.processes = processes
-        self.token = secrets.token_urlsafe(32) if token is None else token
+        self.token = secrets.token_urlsafe(32) if token is None else tokens_of(token)[0]
         self._count = 0 if n_workers == 0 else count
         self._threads = threads
         self._limit = _limit_of(memory_limit, count) if processes else 0

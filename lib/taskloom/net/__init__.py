@@ -16,7 +16,18 @@ from taskloom.net.connection import Connection, Counters
 from taskloom.net.endpoints import Listener, Options, connect, listen
 from taskloom.net.inproc import InprocListener
 from taskloom.net.security import Security, own_security, temporary_security
-from taskloom.net.tokens import find_or_make_token, find_token, make_token, read_token, token_path
+from taskloom.net.tokens import (
+    Token,
+    TokenFile,
+    dump_token,
+    find_or_make_token,
+    find_token,
+    load_token,
+    make_token,
+    read_token,
+    token_path,
+    tokens_of,
+)
 
 __all__ = [
     "DEFAULT_PORT",
@@ -27,14 +38,19 @@ __all__ = [
     "Listener",
     "Options",
     "Security",
+    "Token",
+    "TokenFile",
     "connect",
+    "dump_token",
     "find_or_make_token",
     "find_token",
     "listen",
+    "load_token",
     "make_token",
     "own_security",
     "parse_address",
     "read_token",
     "temporary_security",
     "token_path",
+    "tokens_of",
 ]

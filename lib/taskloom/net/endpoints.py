@@ -30,7 +30,7 @@ from taskloom.net.connection import Connection
 from taskloom.net.inproc import InprocListener, connect_inproc
 from taskloom.net.security import Security, client_security, temporary_security
 from taskloom.net.stream import StreamConnection, set_options
-from taskloom.net.tokens import check_token, how_to_get_token
+from taskloom.net.tokens import Token, how_to_get_token, tokens_of
 from taskloom.protocol import ROLES, Acceptor, Connector, Handshake, Identity, Limits
 from taskloom.protocol import compression as _compression
 from taskloom.protocol.handshake import HTTP_ANSWER, USE_TLS, guess, refusal
@@ -249,7 +249,7 @@ class Listener:
         sock: socket.socket,
         address: Address,
         handler: Handler,
-        token: bytes,
+        token: Token,
         role: str,
         accepts: Sequence[str],
         options: Options,
@@ -393,7 +393,8 @@ class Listener:
 
     async def _prove(self, sock: socket.socket, remote: str) -> StreamConnection:
         binding = b"" if self._security is None else self._security.der
-        acceptor = Acceptor(self._identity, self._token, os.urandom(32), binding, self._options.python, self._accepts)
+        tokens = [token.encode() for token in tokens_of(self._token)]
+        acceptor = Acceptor(self._identity, tokens, os.urandom(32), binding, self._options.python, self._accepts)
         await _shake(self._loop, sock, acceptor, b"")
         if acceptor.error is not None:
             raise acceptor.error
@@ -422,7 +423,7 @@ async def listen(
     address: str,
     handler: Handler,
     *,
-    token: str,
+    token: Token,
     role: str,
     accepts: Sequence[str] = tuple(ROLES),
     options: Options = _DEFAULT,
@@ -434,7 +435,7 @@ async def listen(
     Args:
         address: ``tcp://127.0.0.1:0``, ``tls://0.0.0.0:8786``, ``inproc://name``.
         handler: called with each connection that has proved itself; it is to call the connection's ``start``.
-        token: what the peers have to know. It is not looked at for inproc.
+        token: what the peers have to know, or the file that says so. It is not looked at for inproc.
         role: what this process is.
         accepts: the roles that may come in.
         options: all else.
@@ -452,7 +453,7 @@ async def listen(
     identity = _identity(role, options, True)
     if where.scheme == "inproc":
         return InprocListener(loop, where.host, handler, identity, accepts, options.kinds)
-    key = check_token(token).encode()
+    tokens_of(token)
     try:
         family, name = (await _resolve(loop, where, passive=True))[0]
     except ConnectError as error:
@@ -467,7 +468,7 @@ async def listen(
             raise CommError(f"to listen at {where} this process needs a certificate")
     if sock is not None:
         sock.setblocking(False)
-        return Listener(loop, sock, where, handler, key, role, accepts, options, security, on_refused)
+        return Listener(loop, sock, where, handler, token, role, accepts, options, security, on_refused)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -485,7 +486,7 @@ async def listen(
         if error.errno == errno.EADDRINUSE:
             hint = "; another process listens there, maybe another scheduler. Choose another port, or 0 for any that is free"
         raise AddressError(f"this process can't listen at {where}: {error.strerror}{hint}") from error
-    return Listener(loop, sock, where, handler, key, role, accepts, options, security, on_refused)
+    return Listener(loop, sock, where, handler, token, role, accepts, options, security, on_refused)
 
 
 # --- connecting
@@ -494,7 +495,7 @@ async def listen(
 async def connect(
     address: str,
     *,
-    token: str,
+    token: Token,
     role: str,
     wants: str | None = None,
     timeout: float = 10.0,
@@ -506,7 +507,7 @@ async def connect(
 
     Args:
         address: ``tcp://127.0.0.1:8786``, ``tls://host:8786``, ``inproc://name``.
-        token: what both sides have to know. It is not looked at for inproc.
+        token: what both sides have to know, or the file that says so. It is not looked at for inproc.
         role: what this process is.
         wants: what the peer must be; None: anything.
         timeout: seconds for everything.
@@ -525,10 +526,10 @@ async def connect(
     where = parse_address(address)
     if where.scheme == "inproc":
         return connect_inproc(loop, where.host, _identity(role, options, True), wants, options.kinds)
-    key = check_token(token).encode()
+    keys = [one.encode() for one in tokens_of(token)]
     if not where.port:
         raise AddressError(f"the address {address!r} has port 0; that is for listening only")
-    attempt = _Attempt(loop, where, key, role, wants, options)
+    attempt = _Attempt(loop, where, keys, role, wants, options)
     try:
         async with asyncio.timeout(timeout):
             return await attempt.until_it_works()
@@ -545,14 +546,14 @@ class _Attempt:
         self,
         loop: asyncio.AbstractEventLoop,
         address: Address,
-        key: bytes,
+        keys: list[bytes],
         role: str,
         wants: str | None,
         options: Options,
     ) -> None:
         self.loop = loop
         self.address = address
-        self.key = key
+        self.keys = keys
         self.role = role
         self.wants = wants
         self.options = options
@@ -588,7 +589,10 @@ class _Attempt:
                 try:
                     return await self.one(family, name)
                 except HandshakeError as error:
-                    if error.code != "lost":
+                    if error.code == "token" and len(self.keys) > 1:
+                        del self.keys[0]  # the peer may not have seen the newest one yet
+                        delay = 0.0
+                    elif error.code != "lost":
                         raise
                     self.last = error
                 except OSError as error:
@@ -596,7 +600,7 @@ class _Attempt:
                         raise
                     self.last = error
             await asyncio.sleep(delay)
-            delay = min(delay * 1.5, 0.5)
+            delay = min(max(delay * 1.5, 0.02), 0.5)
 
     async def one(self, family: int, name: Any) -> Connection:
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -617,7 +621,7 @@ class _Attempt:
             local = is_loopback(name[0])
             connector = Connector(
                 _identity(self.role, self.options, local),
-                self.key,
+                self.keys[0],
                 os.urandom(32),
                 binding,
                 self.options.python,

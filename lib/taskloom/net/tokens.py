@@ -5,26 +5,39 @@ file, ``~/.config/taskloom/token`` (``$XDG_CONFIG_HOME`` is respected). A schedu
 same user's workers and clients find it, on this machine and on all that share the home directory.
 
 A token that others may read is no token: such a file is refused, and the error says what to do.
+
+The file that ``TASKLOOM_TOKEN_FILE`` names may be replaced while processes run, as Kubernetes does with secrets, and may have several
+tokens, one a line: see :class:`TokenFile`. So tokens can be changed without a restart of anything: write the new one before the
+old one, and take away the old one when every process has seen it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import stat
 from collections.abc import Mapping
+from typing import Any
 
 from taskloom.errors import TokenError
 
 __all__ = [
+    "Token",
+    "TokenFile",
     "check_token",
+    "dump_token",
     "find_or_make_token",
     "find_token",
     "how_to_get_token",
+    "load_token",
     "make_token",
     "read_token",
     "token_path",
+    "tokens_of",
 ]
+
+_log = logging.getLogger("taskloom.net")
 
 LEAST = 16  # characters
 _MOST = 4096
@@ -59,12 +72,94 @@ def check_token(token: str, where: str = "the token") -> str:
     return token
 
 
+class TokenFile:
+    """The tokens in a file that may be replaced while processes run.
+
+    It is looked at again at each connection. The first token is shown to others, the next ones where it is refused: they may not have
+    seen the new file yet. Who shows any of them is let in.
+
+    Args:
+        path: of the file; one token a line, the newest first.
+
+    Raises:
+        TokenError: as :func:`read_token`.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._stamp: tuple[int, ...] = ()
+        self._found = self._read()
+
+    def __repr__(self) -> str:
+        return f"TokenFile({self.path!r})"
+
+    def tokens(self) -> tuple[str, ...]:
+        """What is in it now. Where it is not fit for use any more, what it had, and a warning."""
+        try:
+            self._found = self._read()
+        except TokenError as error:
+            _log.warning("%s. The tokens that were there before are used", error)
+        return self._found
+
+    def _read(self) -> tuple[str, ...]:
+        stamp: tuple[int, ...] = ()
+        try:
+            about = os.stat(self.path)
+            stamp = about.st_dev, about.st_ino, about.st_mtime_ns, about.st_size
+        except OSError:  # reading it says why
+            pass
+        if stamp and stamp == self._stamp:
+            return self._found
+        found = _read_tokens(self.path)
+        self._stamp = stamp
+        return found
+
+
+#: How processes hold it: itself, or the file in which it may change.
+Token = str | TokenFile
+
+
+def tokens_of(token: Token) -> tuple[str, ...]:
+    """The tokens that count now, the one to be shown first.
+
+    Raises:
+        TokenError: it is not fit for use.
+
+    >>> tokens_of("correct-horse-battery")
+    ('correct-horse-battery',)
+    """
+    return token.tokens() if isinstance(token, TokenFile) else (check_token(token),)
+
+
+def dump_token(token: Token) -> Any:
+    """What :func:`load_token` makes the same of in another process; can be written as JSON."""
+    return {"file": token.path} if isinstance(token, TokenFile) else token
+
+
+def load_token(dumped: Any) -> Token:
+    """See :func:`dump_token`.
+
+    Raises:
+        TokenError: the file is not fit for use.
+    """
+    return TokenFile(dumped["file"]) if isinstance(dumped, dict) else str(dumped)
+
+
 def read_token(path: str) -> str:
     """The token in a file.
 
     Raises:
-        TokenError: there is none, or others may read or replace it.
+        TokenError: there is none, or several, or others may read or replace it.
     """
+    found = _read_tokens(path)
+    if len(found) > 1:
+        raise TokenError(
+            f"the token in {path} is not one word of printable ASCII. A file with several is for TASKLOOM_TOKEN_FILE"
+        )
+    return found[0]
+
+
+def _read_tokens(path: str) -> tuple[str, ...]:
     try:
         # not blocking: it could be a pipe
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -76,7 +171,9 @@ def read_token(path: str) -> str:
     finally:
         os.close(fd)
     try:
-        return check_token(data.decode("ascii"), f"the token in {path}")
+        lines = data.decode("ascii").split("\n")
+        found = [line for line in lines if line.strip()] or [""]
+        return tuple([check_token(line, f"the token in {path}") for line in found])
     except UnicodeDecodeError:
         raise TokenError(f"the token in {path} is not one word of printable ASCII") from None
 
@@ -132,7 +229,7 @@ def make_token(path: str | None = None) -> str:
     return read_token(path)
 
 
-def find_token(environ: Mapping[str, str] = os.environ) -> str | None:
+def find_token(environ: Mapping[str, str] = os.environ) -> Token | None:
     """The token of this user's processes; None where there is none.
 
     Raises:
@@ -143,12 +240,12 @@ def find_token(environ: Mapping[str, str] = os.environ) -> str | None:
         return check_token(token, "the variable TASKLOOM_TOKEN")
     path = environ.get("TASKLOOM_TOKEN_FILE")
     if path:
-        return read_token(os.path.expanduser(path))
+        return TokenFile(os.path.expanduser(path))
     path = token_path(environ)
     return read_token(path) if os.path.lexists(path) else None
 
 
-def find_or_make_token(environ: Mapping[str, str] = os.environ) -> str:
+def find_or_make_token(environ: Mapping[str, str] = os.environ) -> Token:
     """The same; where there is none, it is made in the user's own file.
 
     Raises:

@@ -109,9 +109,11 @@ def main(kind: str, life: int) -> None:
     hello["tell"] = tell
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     from taskloom.errors import AddressError, CommError, HandshakeError, TokenError
+    from taskloom.net import load_token
     from taskloom.node.codes import REFUSED
 
     try:
+        hello["token"] = load_token(hello["token"])
         {"worker": _worker, "scheduler": _scheduler}[kind](hello)
     except ImportError as error:  # it is of no use to try again
         print(

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from taskloom.errors import CommError
 from taskloom.net.addresses import is_loopback
 from taskloom.net.security import Security, temporary_security
-from taskloom.net.tokens import check_token
+from taskloom.net.tokens import Token, tokens_of
 
 if TYPE_CHECKING:
     from taskloom.node.scheduler import SchedulerNode
@@ -60,7 +60,7 @@ class HttpServer:
         host: str = "127.0.0.1",
         port: int = DEFAULT_PORT,
         *,
-        token: str,
+        token: Token,
         security: Security | None = None,
         probe_port: int | None = None,
         probe_host: str | None = None,
@@ -69,7 +69,8 @@ class HttpServer:
         self._node = node
         self._host = host
         self._port = port
-        self._token = check_token(token)
+        tokens_of(token)
+        self._token = token
         self._security = security
         self._probe_port = probe_port
         self._probe_host = host if probe_host is None else probe_host

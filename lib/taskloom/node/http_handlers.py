@@ -26,7 +26,7 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import Application, HTTPError, MissingArgumentError, RequestHandler, stream_request_body
 
 from taskloom.net.addresses import is_loopback
-from taskloom.net.tokens import how_to_get_token
+from taskloom.net.tokens import Token, how_to_get_token, tokens_of
 from taskloom.node.http_metrics import Metrics
 from taskloom.node.http_state import Refused, State, Terms
 
@@ -67,7 +67,7 @@ class _Page(RequestHandler):
 
     open = False
 
-    def initialize(self, state: State, token: str, local: bool, metrics: Metrics | None, **more: Any) -> None:
+    def initialize(self, state: State, token: Token, local: bool, metrics: Metrics | None, **more: Any) -> None:
         self.state = state
         self.body = bytearray()
         self._token = token
@@ -119,7 +119,9 @@ class _Page(RequestHandler):
 
     def _check_token(self) -> None:
         kind, _, said = self.request.headers.get("Authorization", "").partition(" ")
-        if kind.lower() == "bearer" and hmac.compare_digest(said.strip().encode(), self._token.encode()):
+        said = said.strip()
+        known = [hmac.compare_digest(said.encode(), token.encode()) for token in tokens_of(self._token)]
+        if kind.lower() == "bearer" and any(known):
             return
         wrong = "the token is wrong" if kind.lower() == "bearer" else "a token is needed"
         self.set_header("WWW-Authenticate", 'Bearer realm="taskloom"')
@@ -394,7 +396,7 @@ _NAMES: dict[type, str] = {page: path for path, _, page in _PAGES}
 
 
 def _application(
-    pages: Sequence[tuple[str, str, type[_Page]]], state: State, token: str, local: bool, metrics: Metrics | None
+    pages: Sequence[tuple[str, str, type[_Page]]], state: State, token: Token, local: bool, metrics: Metrics | None
 ) -> Application:
     given = {"state": state, "token": token, "local": local, "metrics": metrics}
 
@@ -411,7 +413,7 @@ def _application(
     )
 
 
-def make_application(state: State, token: str, local: bool, metrics: Metrics) -> Application:
+def make_application(state: State, token: Token, local: bool, metrics: Metrics) -> Application:
     """All pages.
 
     Args:

@@ -34,7 +34,7 @@ from taskloom.core.messages import (
 )
 from taskloom.core.scheduler.machine import CLIENT, WORKER, Scheduler
 from taskloom.errors import CommError, ProtocolError
-from taskloom.net import Connection, Listener, Options, listen
+from taskloom.net import Connection, Listener, Options, Token, listen
 from taskloom.net.inproc import InprocListener
 from taskloom.node.hosts import Host, Hosts
 from taskloom.node.process import collect_seldom, tell_defects
@@ -111,7 +111,7 @@ class SchedulerNode:
         started: when, seconds since the epoch.
     """
 
-    def __init__(self, token: str, incarnation: int | None = None, grace: float = 0.0) -> None:
+    def __init__(self, token: Token, incarnation: int | None = None, grace: float = 0.0) -> None:
         self.token = token
         self.machine = Scheduler(new_incarnation() if incarnation is None else incarnation, grace)
         self.listener: Listener | InprocListener | None = None
@@ -383,7 +383,7 @@ _ASIDE: dict[type, Callable[[SchedulerNode, _Peer, Any], None]] = {
 
 async def serve(
     address: str,
-    token: str,
+    token: Token,
     *,
     fd: int | None = None,
     grace: float = 0.0,
@@ -432,7 +432,7 @@ async def serve(
 
 def run_scheduler(
     address: str,
-    token: str,
+    token: Token,
     tell: Callable[[str], object],
     grace: float = 0.0,
     http: tuple[str, int] | None = None,

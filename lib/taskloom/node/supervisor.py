@@ -39,7 +39,7 @@ import psutil
 from taskloom.core.messages import KINDS, Died, Leaving, Restart, Stopped, SupervisorHello, Vitals
 from taskloom.errors import CommError, ConnectTimeoutError, WorkerDiedError
 from taskloom.local.pool import describe_exit
-from taskloom.net import Connection, Options, connect
+from taskloom.net import Connection, Options, Token, connect, dump_token
 from taskloom.node.cell import read_running
 from taskloom.node.codes import LEFT, MEMORY, REFUSED, REPLACE
 from taskloom.node.folders import make_owned, remove_orphans
@@ -144,7 +144,7 @@ class Supervisor:
     def __init__(
         self,
         scheduler: str,
-        token: str,
+        token: Token,
         *,
         count: int = 1,
         threads: int = 1,
@@ -338,7 +338,7 @@ class Supervisor:
         ours, theirs = os.pipe()
         hello = {
             "scheduler": self.scheduler,
-            "token": self.token,
+            "token": dump_token(self.token),
             "name": worker.name,
             "threads": self.threads,
             "limit": self.limit,
@@ -646,7 +646,7 @@ class Lines:
             self._loop.remove_reader(self._fd)
 
 
-def run_workers(scheduler: str, token: str, *, leave: float, say: Callable[[str], object], **options: Any) -> None:
+def run_workers(scheduler: str, token: Token, *, leave: float, say: Callable[[str], object], **options: Any) -> None:
     """Run workers until they are told to end, by a signal or by the scheduler.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 
 from taskloom.core.messages import KINDS, Fetch, Give, PeerHello, Piece
 from taskloom.errors import CommError, MessageTooLargeError, SerializationError, TaskloomError
-from taskloom.net import Connection, Options, connect
+from taskloom.net import Connection, Options, Token, connect
 from taskloom.node.values import Values
 from taskloom.protocol import Payload
 from taskloom.serialize.errors import dump_error
@@ -97,7 +97,7 @@ class Transfers:
         held: nothing is taken in just now.
     """
 
-    def __init__(self, token: str, took: Callable[[int, Give], object], lost: Callable[[int], object]) -> None:
+    def __init__(self, token: Token, took: Callable[[int, Give], object], lost: Callable[[int], object]) -> None:
         self.token = token
         self.took = took
         self.addresses: dict[int, str] = {}

@@ -47,7 +47,7 @@ from taskloom.core.worker import (
 )
 from taskloom.errors import CommError, HandshakeError, TaskCancelledError
 from taskloom.local.frames import cut_frames
-from taskloom.net import Connection, Options, connect, listen
+from taskloom.net import Connection, Options, Token, connect, listen
 from taskloom.node import calls
 from taskloom.node.cell import RunningCells
 from taskloom.node.chains import Chains
@@ -109,7 +109,7 @@ class WorkerNode:
     def __init__(
         self,
         scheduler: str,
-        token: str,
+        token: Token,
         name: str = "",
         threads: int = 1,
         limit: int = 0,
@@ -659,7 +659,7 @@ def _about() -> dict[str, Any]:
 
 def run_worker(
     scheduler: str,
-    token: str,
+    token: Token,
     tell: Callable[[str], object] | None = None,
     listen_at: str = "tcp://127.0.0.1:0",
     timeout: float = 10.0,

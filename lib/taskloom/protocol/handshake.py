@@ -25,6 +25,8 @@ Rules, each with tests that try to break it:
   (reflection), and all of both hellos: roles, versions, codecs, limits (downgrade). It covers the hash of the TLS certificate
   that the acceptor has and the connector saw: who is in the middle has shown another one, and cannot use the proof.
 - **The connector proves itself first.** Anybody may connect, and would else collect proofs to guess a weak token by.
+- **Tokens may change.** An acceptor may know several, the newest first: a proof by any of them counts, and is answered by the same one.
+  So a new token can be handed out while processes that have the old one only still come in. A connector shows one.
 - **No oracle.** A peer that has not proved itself gets the same refusal whatever was wrong. Those that have are told why
   they can't come in, under the proof, so that nobody else can have said it.
 - Proofs are compared in constant time.
@@ -38,7 +40,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
 from taskloom.errors import HandshakeError
@@ -211,7 +213,7 @@ class Handshake:
 
     Args:
         identity: what this process says about itself.
-        token: the token that both sides must know.
+        token: the token that both sides must know; for an acceptor, one or several.
         nonce: 32 bytes from the system's source of randomness, for this connection only.
         binding: the DER of the acceptor's TLS certificate, as it is known to this side; empty where there is no TLS.
         python: "refuse" or "warn": what another minor version of Python means.
@@ -227,18 +229,25 @@ class Handshake:
     _them = "peer"
 
     def __init__(
-        self, identity: Identity, token: bytes, nonce: bytes, binding: bytes = b"", python: str = "refuse"
+        self,
+        identity: Identity,
+        token: bytes | Sequence[bytes],
+        nonce: bytes,
+        binding: bytes = b"",
+        python: str = "refuse",
     ) -> None:
         if len(nonce) != 32:
             raise ValueError(f"a nonce has 32 bytes, not {len(nonce)}")
-        if not token:
+        tokens = [token] if isinstance(token, bytes) else list(token)
+        if not tokens or not all(tokens):
             raise ValueError("the token is empty")
         self.identity = identity
         self.state = "START"
         self.peer: Peer | None = None
         self.error: HandshakeError | None = None
         self.rest = b""
-        self._token = token
+        self._tokens = tokens
+        self._token = tokens[0]
         self._nonce = nonce
         self._binding = hashlib.sha256(binding).digest() if binding else b""
         self._python = python
@@ -312,10 +321,10 @@ class Handshake:
     def _malformed(self) -> bytes:
         raise NotImplementedError
 
-    def _proof(self, label: bytes, more: bytes = b"") -> bytes:
+    def _proof(self, label: bytes, more: bytes = b"", token: bytes | None = None) -> bytes:
         # each part is of fixed length but the last: no two different inputs are the same bytes
         has = b"\1" if self._binding else b"\0"
-        return hmac.digest(self._token, label + self._hellos + has + self._binding + more, "sha256")
+        return hmac.digest(self._token if token is None else token, label + self._hellos + has + self._binding + more, "sha256")
 
     def _objection(self, theirs: Identity) -> tuple[str, str] | None:
         """Why the peer can't come in: (code, what to tell either user); None where nothing is wrong."""
@@ -471,7 +480,7 @@ class Acceptor(Handshake):
     def __init__(
         self,
         identity: Identity,
-        token: bytes,
+        token: bytes | Sequence[bytes],
         nonce: bytes,
         binding: bytes = b"",
         python: str = "refuse",
@@ -493,8 +502,12 @@ class Acceptor(Handshake):
     def _proved(self, whole: bytes, body: bytes) -> bytes:
         theirs = self._theirs
         assert theirs is not None
-        # of another length it is not equal either
-        if not hmac.compare_digest(body, self._proof(_CONNECTOR_LABEL)):
+        known = False
+        for token in self._tokens:  # all of them, whichever fits: so nothing can be told from how long it takes
+            # of another length it is not equal either
+            if hmac.compare_digest(body, self._proof(_CONNECTOR_LABEL, token=token)):
+                known, self._token = True, token
+        if not known:
             return self._fail(
                 "token",
                 f"a peer that says it is a {theirs.identity.role} could not prove that it knows the token of this "

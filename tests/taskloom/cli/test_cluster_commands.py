@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 
 import pytest
 
@@ -87,6 +89,46 @@ def test_three_terminals(terminals):
         assert client.gather(client.map(lambda x: x + 1, range(200))) == list(range(1, 201))
     scheduler.send_signal(signal.SIGINT)
     assert scheduler.wait(10) == 130
+
+
+def test_the_token_is_changed_and_nothing_is_started_again(terminals, tmp_path):
+    def write(*tokens):
+        new = tmp_path / "new"
+        new.write_text("\n".join(tokens))
+        new.chmod(0o600)
+        new.rename(tmp_path / "tokens")
+
+    def ask(token):
+        request = urllib.request.Request(f"{http}/api/v1/info", headers={"Authorization": f"Bearer {token}"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    old, new = "o" * 40, "n" * 40
+    write(old)
+    terminals.environ["TASKLOOM_TOKEN_FILE"] = str(tmp_path / "tokens")
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    http = f"http://127.0.0.1:{port}"
+    _, address = terminals.start("scheduler", "--http-port", str(port), "--port", "0", "--grace", "0")
+    terminals.start("worker", address)
+    with Client(address, token=old) as before:
+        assert before.submit(inc, 1).result(timeout=30) == 2
+        write(new, old)
+        terminals.start("worker", address)
+        with Client(address, token=new) as after, Client(address, token=old) as another:
+            after.wait_for_workers(2, timeout=30)
+            arrays = after.map(bytes, [100_000] * 8)
+            assert [len(value) for value in after.gather(arrays)] == [100_000] * 8
+            assert another.submit(inc, 2).result(timeout=30) == 3
+        assert [ask(new), ask(old), ask("x" * 40)] == [200, 200, 401]
+        write(new)
+        assert [ask(new), ask(old)] == [200, 401]
+        with pytest.raises(CommError, match="refuses the token"):
+            Client(address, token=old, timeout=5)
+        assert before.submit(inc, 3).result(timeout=30) == 4  # who is in stays in
 
 
 def test_a_scheduler_that_is_killed_and_started_again_loses_nothing(terminals, tmp_path):

@@ -194,6 +194,35 @@ def test_what_is_there_has_another_role(run, scheme):
     run(test)
 
 
+def test_tokens_change_while_processes_run(run, wire, tmp_path):
+    """Whoever has seen the new file already, and whoever has not yet: all find each other."""
+
+    def file(name, *tokens):
+        new = tmp_path / f"{name}.new"
+        new.write_text("\n".join(tokens))
+        new.chmod(0o600)
+        new.rename(tmp_path / name)
+        return str(tmp_path / name)
+
+    old, new, newest = "the-old-token-of-it", "the-new-token-of-it", "the-newest-token-of-it"
+
+    async def test():
+        theirs, ours = net.TokenFile(file("theirs", old)), net.TokenFile(file("ours", old))
+        async with scheduler(f"{wire}://127.0.0.1:0", token=theirs) as found:
+            await works(await connecting(found.address, token=ours))
+            file("ours", new, old)
+            await works(await connecting(found.address, token=ours))  # the new one is refused, the old one not
+            file("theirs", new, old)
+            await works(await connecting(found.address, token=old))
+            await works(await connecting(found.address, token=ours))
+            file("theirs", newest, new)
+            with pytest.raises(HandshakeError, match="refuses the token"):
+                await connecting(found.address, token=old)
+            await works(await connecting(found.address, token=ours))
+
+    run(test)
+
+
 def test_a_token_that_could_be_guessed_is_not_used(run, wire):
     async def test():
         with pytest.raises(TokenError, match="has 5 characters, and could be guessed"):

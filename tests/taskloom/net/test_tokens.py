@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
@@ -11,13 +12,17 @@ import pytest
 
 from taskloom.errors import CommError, TokenError
 from taskloom.net.tokens import (
+    TokenFile,
     check_token,
+    dump_token,
     find_or_make_token,
     find_token,
     how_to_get_token,
+    load_token,
     make_token,
     read_token,
     token_path,
+    tokens_of,
 )
 
 
@@ -142,7 +147,7 @@ def test_where_a_token_is_found(tmp_path):
     other.write_text("o" * 40 + "\n")
     other.chmod(0o600)
     named = {**home, "TASKLOOM_TOKEN_FILE": str(other)}
-    assert find_token(named) == "o" * 40
+    assert tokens_of(find_token(named)) == ("o" * 40,)
     assert find_token({**named, "TASKLOOM_TOKEN": " " + "v" * 20}) == "v" * 20
     with pytest.raises(TokenError, match="the variable TASKLOOM_TOKEN has 3 characters"):
         find_token({**home, "TASKLOOM_TOKEN": "abc"})
@@ -165,3 +170,41 @@ def test_what_to_type():
 def test_a_token_is_checked():
     assert check_token("  correct-horse-battery\n") == "correct-horse-battery"
     assert issubclass(TokenError, CommError)
+
+
+def write(path, *tokens):
+    """As a secret is replaced: by another file, at once."""
+    new = path.with_name("new")
+    new.write_text("\n".join(tokens) + "\n")
+    new.chmod(0o600)
+    new.rename(path)
+
+
+def test_a_file_may_have_several_tokens_and_be_replaced(tmp_path, caplog):
+    path = tmp_path / "token"
+    write(path, "o" * 20)
+    token = find_token({"TASKLOOM_TOKEN_FILE": str(path), "XDG_CONFIG_HOME": str(tmp_path / "none")})
+    assert tokens_of(token) == ("o" * 20,)
+    write(path, "n" * 20, "", "  " + "o" * 20)
+    assert tokens_of(token) == ("n" * 20, "o" * 20)
+    with pytest.raises(TokenError, match="A file with several is for TASKLOOM_TOKEN_FILE"):
+        read_token(str(path))
+    again = load_token(json.loads(json.dumps(dump_token(token))))
+    assert tokens_of(again) == ("n" * 20, "o" * 20)
+    assert repr(again) == f"TokenFile({str(path)!r})"
+    write(path, "short")
+    assert tokens_of(token) == ("n" * 20, "o" * 20)
+    assert "could be guessed" in caplog.text
+    assert "The tokens that were there before are used" in caplog.text
+    path.unlink()
+    assert tokens_of(token) == ("n" * 20, "o" * 20)
+    with pytest.raises(TokenError, match="can't be read"):
+        TokenFile(str(path))
+    write(path, "x" * 20)
+    assert tokens_of(token) == ("x" * 20,)
+
+
+def test_a_word_is_a_token_too():
+    assert tokens_of(load_token(dump_token("w" * 20))) == ("w" * 20,)
+    with pytest.raises(TokenError, match="could be guessed"):
+        tokens_of("short")

@@ -135,6 +135,30 @@ def test_a_wrong_token_is_refused_and_said_on_both_sides():
     assert connector.peer is None
 
 
+def test_an_acceptor_may_know_several_tokens():
+    old, new = b"the old token of it", b"the new token of it"
+    for shown in (old, new):
+        connector, acceptor = client(token=shown), server(token=[new, old])
+        run(connector, acceptor)
+        assert (connector.state, acceptor.state) == ("OPEN", "OPEN")
+    connector, acceptor = client(token=b"a token of nobody"), server(token=[new, old])
+    run(connector, acceptor)
+    assert (connector.error.code, acceptor.error.code) == ("token", "token")
+
+
+def test_a_proof_by_one_token_is_not_answered_by_another():
+    """Or who knows an old one only would be told by whom it is answered."""
+    old, new = b"the old token of it", b"the new token of it"
+    connector, acceptor = client(token=old), server(token=[new, old])
+    proof = connector.receive(acceptor.receive(connector.begin()))
+    verdict = acceptor.receive(proof)
+    stranger = server(token=new, own=acceptor._nonce)
+    stranger.receive(connector._mine)
+    assert stranger.receive(proof) == refusal(0)
+    assert connector.receive(verdict) == b""
+    assert connector.state == "OPEN"
+
+
 def test_a_refusal_is_the_same_whatever_was_wrong():
     """No oracle: a wrong token, and a wrong token with everything else wrong too."""
     answers = []
@@ -499,6 +523,9 @@ def test_guesses():
 
 
 def test_arguments_are_checked():
+    for none in (b"", [], [TOKEN, b""]):
+        with pytest.raises(ValueError, match="the token is empty"):
+            server(token=none)
     with pytest.raises(ValueError, match="32 bytes, not 5"):
         Connector(identity("client"), TOKEN, b"short")
     with pytest.raises(ValueError, match="token is empty"):
