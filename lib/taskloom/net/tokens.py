@@ -6,8 +6,8 @@ same user's workers and clients find it, on this machine and on all that share t
 
 A token that others may read is no token: such a file is refused, and the error says what to do.
 
-The file that ``TASKLOOM_TOKEN_FILE`` names may be replaced while processes run, as Kubernetes does with secrets, and may have several
-tokens, one a line: see :class:`TokenFile`. So tokens can be changed without a restart of anything: write the new one before the
+The file that ``TASKLOOM_TOKEN_FILE`` names may be replaced while processes run, as Kubernetes does with secrets, and may have
+several tokens, one a line: see :class:`TokenFile`. So tokens can be changed without a restart of anything: write the new one before the
 old one, and take away the old one when every process has seen it.
 """
 
@@ -75,8 +75,8 @@ def check_token(token: str, where: str = "the token") -> str:
 class TokenFile:
     """The tokens in a file that may be replaced while processes run.
 
-    It is looked at again at each connection. The first token is shown to others, the next ones where it is refused: they may not have
-    seen the new file yet. Who shows any of them is let in.
+    It is looked at again at each connection. The first token is shown to others, the next ones where it is refused: they may not
+    have seen the new file yet. Who shows any of them is let in.
 
     Args:
         path: of the file; one token a line, the newest first.

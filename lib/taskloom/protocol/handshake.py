@@ -25,8 +25,8 @@ Rules, each with tests that try to break it:
   (reflection), and all of both hellos: roles, versions, codecs, limits (downgrade). It covers the hash of the TLS certificate
   that the acceptor has and the connector saw: who is in the middle has shown another one, and cannot use the proof.
 - **The connector proves itself first.** Anybody may connect, and would else collect proofs to guess a weak token by.
-- **Tokens may change.** An acceptor may know several, the newest first: a proof by any of them counts, and is answered by the same one.
-  So a new token can be handed out while processes that have the old one only still come in. A connector shows one.
+- **Tokens may change.** An acceptor may know several, the newest first: a proof by any of them counts, and is answered by the
+  same one. So a new token can be handed out while processes that have only the old one still come in. A connector shows one.
 - **No oracle.** A peer that has not proved itself gets the same refusal whatever was wrong. Those that have are told why
   they can't come in, under the proof, so that nobody else can have said it.
 - Proofs are compared in constant time.
