@@ -7,8 +7,8 @@ same user's workers and clients find it, on this machine and on all that share t
 A token that others may read is no token: such a file is refused, and the error says what to do.
 
 The file that ``TASKLOOM_TOKEN_FILE`` names may be replaced while processes run, as Kubernetes does with secrets, and may have
-several tokens, one a line: see :class:`TokenFile`. So tokens can be changed without a restart of anything: write the new one before the
-old one, and take away the old one when every process has seen it.
+several tokens, one a line: see :class:`TokenFile`. So tokens can be changed without a restart of anything: write the new one
+before the old one, and take away the old one when every process has seen it.
 """
 
 from __future__ import annotations
