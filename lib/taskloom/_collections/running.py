@@ -10,6 +10,8 @@ from functools import partial
 from typing import Any
 
 from taskloom import config
+from taskloom._collections.annotated import AnnotatedGraph, annotations_in, optimized
+from taskloom._collections.annotations import annotations_of
 from taskloom._collections.protocol import Collection, expression_of, quote, unpack
 from taskloom.graph.convention import as_mapping, flatten_keys
 from taskloom.graph.optimize import cull
@@ -378,26 +380,33 @@ class _Merged:
             self.finals.add(number)
 
     def graph(self) -> dict[Any, Any]:
-        """The one graph; makes ``keys`` complete."""
+        """The one graph; makes ``keys`` complete. With annotations it is an :class:`AnnotatedGraph`."""
         graphs: list[Any] = []
+        said: dict[Any, Any] = {}
         for number, expression in self.expressions.items():
-            optimized = expression.optimize(fuse=True)
-            graphs.append(optimized.__dask_graph__())
-            self.keys[number] = optimized.__dask_keys__()
+            simpler = expression.optimize(fuse=True)
+            graphs.append(simpler.__dask_graph__())
+            self.keys[number] = simpler.__dask_keys__()
         for numbers in self.groups:
             members = [self.collections[number] for number in numbers]
             graph = _graph_of(members)
             how = getattr(members[0], "__dask_optimize__", None) if self.optimize_graph else None
+            ours = annotations_of(*members) if isinstance(members[0], Collection) else {}
             if how is not None and how is not cull:  # compiling the graph culls it
                 keys = [self.keys[number] for number in numbers]
-                graph = how(graph, keys)
+                if annotations_in(graph):
+                    graph = optimized(how, graph, keys)
+                elif not ours or _is_said_of_all(ours, graph):
+                    graph = how(graph, keys)
+            said.update(annotations_in(graph))
+            said.update(ours)
             graphs.append(as_mapping(graph))
-        if len(graphs) == 1:
+        if len(graphs) == 1 and not said:
             return graphs[0]  # type: ignore[no-any-return]
         whole: dict[Any, Any] = {}
         for graph in graphs:
             whole.update(graph)
-        return whole
+        return AnnotatedGraph(whole, said) if said else whole
 
     def finalized(self, values: Sequence[Any]) -> list[Any]:
         """What each collection makes of the values of its keys."""
@@ -414,6 +423,12 @@ class _Merged:
                 finalize, args = tell()
                 results.append(finalize(value, *args))
         return results
+
+
+def _is_said_of_all(annotations: Mapping[Any, Any], graph: Mapping[Any, Any]) -> bool:
+    """Whether all tasks of a graph have the same annotations: then it does not matter which of them become one."""
+    first = next(iter(annotations.values()))
+    return graph.keys() <= annotations.keys() and all(said == first for said in annotations.values())
 
 
 def _kind(collection: Any) -> Any:

@@ -23,9 +23,11 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
+from math import isfinite
 from typing import Any
 
 from taskloom import config
+from taskloom._collections.annotated import AnnotatedGraph, opened
 from taskloom._collections.protocol import is_collection, quote
 from taskloom._collections.running import _Merged, _rebuild, default_clients
 from taskloom._collections.tokens import tokenize
@@ -51,6 +53,7 @@ from taskloom.node.process import versions
 
 __all__ = ["Client"]
 
+Said = Options | list[Options | None] | None  # of all tasks of a graph, or of each
 _live: weakref.WeakSet[Client] = weakref.WeakSet()
 GOODBYE = 3.0  # seconds to leave
 
@@ -323,14 +326,17 @@ class Client:
         (2, (1, 2))
         """
         self._engine.check()
-        options = self._options_of(priority, retries, _without_dasks(more, workers), resources)
+        how = priority, retries, _without_dasks(more, workers), resources
+        options = self._options_of(*how)
+        graph = opened(graph)
         plan = compile_graph(graph, keys)
+        said = self._said(plan, graph, options, how)
         if not sync:
-            futures = self._persisted(plan, options)
+            futures = self._persisted(plan, said)
             return plan.results(futures)
-        return self._sync(self._get(plan, options, timeout))
+        return self._sync(self._get(plan, said, timeout))
 
-    async def _get(self, plan: Plan, options: Options | None, timeout: float | None) -> Any:
+    async def _get(self, plan: Plan, options: Said, timeout: float | None) -> Any:
         packer = Packer(self._engine, copy=False)
         wanted: dict[int, int] = {}
         try:
@@ -341,17 +347,18 @@ class Client:
             self._engine.finished(packer.base, len(packer.order))
         return plan.results(dict(zip(wanted, values, strict=True)))
 
-    def _send(self, packer: Packer, plan: Plan, wanted: dict[int, int], options: Options | None) -> None:
+    def _send(self, packer: Packer, plan: Plan, wanted: dict[int, int], options: Said) -> None:
         """Send a graph. ``wanted`` is filled with the counters of its outputs, by their ids, whatever happens."""
         engine = self._engine
+        each = options if isinstance(options, list) else None
         try:
-            for columns in packer.graph(plan, wanted):
-                engine.submit(columns, options)
+            for columns in packer.graph(plan, wanted, each):
+                engine.submit(columns, options if each is None else packer.options)
         except BaseException:
             engine.unsubmit(packer.base, packer.base + len(packer.order))
             raise
 
-    def _persisted(self, plan: Plan, options: Options | None) -> dict[int, Future]:
+    def _persisted(self, plan: Plan, options: Said) -> dict[int, Future]:
         """Futures of the outputs of a graph, by their ids."""
         packer = Packer(self._engine)
         wanted: dict[int, int] = {}
@@ -605,6 +612,33 @@ class Client:
             amounts.append((str(name), float(amount)))
         return Options(priority, retries, tuple(names), tuple(sorted(amounts)))
 
+    def _said(self, plan: Plan, graph: Any, options: Options | None, how: tuple[Any, ...]) -> Said:
+        """The options of a graph; where it has annotations, of each task by its id.
+
+        Args:
+            graph: of which the plan was made. Its annotations go before what is said of all.
+            options: of all; ``how``: the priority, retries, workers and resources that these are made of.
+        """
+        if type(graph) is not AnnotatedGraph:
+            return options
+        made: dict[str, Options | None] = {}
+        found = []
+        for key in plan.keys:
+            said = graph.annotations.get(key)
+            if not said:
+                found.append(options)
+                continue
+            each = [said.get(name, of_all) for name, of_all in zip(_SAID, how, strict=True)]
+            for n in (0, 1):  # a priority of 0.5 may be said
+                each[n] = int(each[n] // 1) if isinstance(each[n], float) and isfinite(each[n]) else each[n]
+            if said.get("allow_other_workers"):
+                each[_SAID.index("workers")] = None
+            words = repr(each)
+            if words not in made:
+                made[words] = self._options_of(*each)
+            found.append(made[words])
+        return found
+
     def _name_of_worker(self, address: str) -> str:
         if address not in self._workers and not self.asynchronous:
             run(self._meet_workers())
@@ -796,10 +830,10 @@ class Client:
         """
         self._engine.check()
         defaults.tell_dask()
-        workers = _without_dasks(more, workers)
+        how = priority, retries, _without_dasks(more, workers), resources
         for name in more.keys() - {"traverse"}:
             raise TypeError(f"compute takes no argument {name!r}")
-        options = self._options_of(priority, retries, workers, resources)
+        options = self._options_of(*how)
         several = isinstance(collections, (list, tuple, set, frozenset))
         given = list(collections) if several else [collections]
         found = [collection for collection in given if is_collection(collection)]
@@ -807,7 +841,8 @@ class Client:
         if found:
             merged = _Merged(found, optimize_graph)
             merged.finalize_expressions()
-            graph = dict(merged.graph())
+            whole = merged.graph()
+            graph = dict(whole)
             wanted = []
             for number, collection in enumerate(found):
                 key = merged.keys[number]
@@ -824,7 +859,7 @@ class Client:
                     graph[key] = keys
                 wanted.append(key)
             plan = compile_graph(graph, wanted)
-            by_id = self._persisted(plan, options)
+            by_id = self._persisted(plan, self._said(plan, whole, options, how))
             futures = self._futures_of(plan.shape, by_id)
         rest = iter(futures)
         results = [next(rest) if is_collection(collection) else collection for collection in given]
@@ -874,7 +909,8 @@ class Client:
         """
         self._engine.check()
         defaults.tell_dask()
-        options = self._options_of(priority, retries, _without_dasks(more, workers), resources)
+        how = priority, retries, _without_dasks(more, workers), resources
+        options = self._options_of(*how)
         several = isinstance(collections, (list, tuple, set, frozenset))
         given = list(collections) if several else [collections]
         found = [collection for collection in given if is_collection(collection)]
@@ -884,7 +920,8 @@ class Client:
             graph = merged.graph()
             keys = [list(flatten_keys(own)) for own in merged.keys]
             plan = compile_graph(graph, [key for own in keys for key in own])
-            futures = iter(self._futures_of(plan.shape, self._persisted(plan, options)))
+            by_id = self._persisted(plan, self._said(plan, graph, options, how))
+            futures = iter(self._futures_of(plan.shape, by_id))
             for collection, own in zip(found, keys, strict=True):
                 rebuilt.append(_rebuild(collection, {key: next(futures) for key in own}))
         rest = iter(rebuilt)
@@ -1165,6 +1202,7 @@ _MEANT = {
 }
 _WISHED = bytes([WISH])
 _FUTURES = frozenset({Future})
+_SAID = ("priority", "retries", "workers", "resources")
 DASKS = frozenset(
     ("allow_other_workers", "fifo_timeout", "actor", "actors")
 )  # what dask's client takes, and this one not

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from taskloom.core.messages import PIN, WISH
+from taskloom.core.messages import PIN, WISH, Options
 from taskloom.errors import ClusterError, SerializationError
 from taskloom.graph.compile import LIST_OF, LOAD, PLAIN, REFS, RUN, VALUE, Plan
 from taskloom.graph.node import Named
@@ -137,6 +137,7 @@ class Packer:
         self.base = 0
         self.order: Sequence[int] = ()
         self.keys: Sequence[Any] = ()
+        self.options: Options | None = None  # of the block that was packed last, where they are not the same for all
 
     # --- functions
 
@@ -260,13 +261,17 @@ class Packer:
 
     # --- graphs
 
-    def graph(self, plan: Plan, wanted: dict[int, int]) -> Iterator[Columns]:
+    def graph(
+        self, plan: Plan, wanted: dict[int, int], each: Sequence[Options | None] | None = None
+    ) -> Iterator[Columns]:
         """A graph in blocks, each as soon as it is packed.
 
         What a later block needs is pinned until that has come.
 
         Args:
             wanted: filled with the counters of the outputs, by their ids.
+            each: options of each task by its id, where they are not the same for all; tasks of a block have the same, and
+                ``options`` says which.
 
         Raises:
             SerializationError, FutureError: something does not pickle. The caller takes back what it has sent.
@@ -315,10 +320,10 @@ class Packer:
                     args.append(None)
                     deps.append((counters[ids[0]],))
                 else:
-                    each: dict[int, int] = {}
-                    places = [each.setdefault(d, len(each)) for d in ids]
-                    args.append(None if len(each) == len(ids) else calls.pack_mixed(ids, places))
-                    deps.append([counters[d] for d in each])
+                    first_at: dict[int, int] = {}
+                    places = [first_at.setdefault(d, len(first_at)) for d in ids]
+                    args.append(None if len(first_at) == len(ids) else calls.pack_mixed(ids, places))
+                    deps.append([counters[d] for d in first_at])
             else:
                 row = task[1:] if spec == PLAIN else (task,) if spec == VALUE else None
                 if row is not None and are_atoms(row):
@@ -334,8 +339,11 @@ class Packer:
                     args.append(packed)
                     deps.append(needed)
                     weight += 8 * len(needed) + (0 if packed is None else packed.nbytes)
-            if len(functions) == limit or weight > BYTES:
-                end = position + 1
+            end = position + 1
+            ends = each is not None and (end == total or each[order[end]] != each[i])
+            if ends or len(functions) == limit or weight > BYTES:
+                if each is not None:
+                    self.options = each[i]
                 yield Columns(
                     base + start,
                     functions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 
 import pytest
@@ -214,3 +215,132 @@ def test_errors_and_options_of_computed_collections(client):
     for call in (closed.compute, closed.persist):
         with pytest.raises(ClusterError, match="closed"):
             call(taskloom.delayed(inc)(1))
+
+
+# --- annotations
+
+
+@pytest.fixture
+def sent(client, monkeypatch):
+    """How many tasks were sent with which priority, retries, workers and resources; None stands for none of these."""
+    found = collections.Counter()
+    submit = client._engine.submit
+
+    def note(columns, options):
+        found[None if options is None else tuple(options[:4])] += len(columns.functions)
+        submit(columns, options)
+
+    monkeypatch.setattr(client._engine, "submit", note)
+
+    def take():
+        taken = dict(found)
+        found.clear()
+        return taken
+
+    return take
+
+
+def ways(client, collection):
+    """All ways to have a collection computed on a client; the value of each."""
+    yield collection.compute()
+    yield client.compute(collection, sync=True)
+    yield client.persist(collection).compute()
+    yield taskloom.compute(collection)[0]
+    yield taskloom.persist(collection)[0].compute()
+
+
+@pytest.mark.parametrize("module", [dask, taskloom])
+def test_annotations_of_delayed(client, sent, module):
+    with module.annotate(priority=5, retries=2):
+        one = module.delayed(inc)(1)
+        with module.annotate(workers="worker-1"):
+            two = module.delayed(inc)(one)
+    three = module.delayed(inc)(two)
+    for value in ways(client, three):
+        assert value == 4
+        found = sent()
+        assert found.pop((5, 2, (), ())) == 1
+        assert found.pop((5, 2, ("worker-1",), ())) == 1
+        assert found.keys() == {None}
+    # what is said of the whole is for those of which nothing is said
+    assert client.compute(three, priority=-1, retries=7, sync=True) == 4
+    assert sent() == {(5, 2, (), ()): 1, (5, 2, ("worker-1",), ()): 1, (-1, 7, (), ()): 1 + (module is taskloom)}
+
+
+def test_annotated_tasks_run_where_they_may_and_as_often(client, cluster, tmp_path):
+    def fail_once(name):
+        if not os.path.exists(os.path.join(tmp_path, name)):
+            open(os.path.join(tmp_path, name), "w").close()
+            raise ValueError("once")
+        return os.getpid()
+
+    pid = cluster.worker_pids["worker-1"]
+    for module, name in ((dask, "d"), (taskloom, "t")):
+        with module.annotate(workers=["worker-1"], retries=1):
+            many = [module.delayed(fail_once)(f"{name}{n}") for n in range(10)]
+        assert set(module.delayed(list)(many).compute()) == {pid}
+        with module.annotate(resources={"GPU": 1}):
+            never = module.delayed(inc)(1)
+        with pytest.raises(TimeoutError, match="no worker has the resource GPU"):
+            client.compute(never).result(timeout=0.05)
+        with module.annotate(workers="nobody", allow_other_workers=True):
+            anywhere = module.delayed(inc)(1)
+        assert anywhere.compute() == 2
+        with module.annotate(priority=0.5):
+            assert client.compute(module.delayed(inc)(1)).result() == 2
+
+
+def test_annotations_of_dasks_arrays_and_bags(client, sent):
+    da = pytest.importorskip("dask.array")
+    import dask.bag as db
+
+    x = da.arange(10, chunks=5)
+    with dask.annotate(workers="worker-0", retries=3):
+        y = x + 1
+    z = (y * 2).sum()
+    for value in ways(client, z):
+        assert int(value) == 110
+        assert sent()[0, 3, ("worker-0",), ()] == 2
+    with dask.annotate(priority=lambda key: 7 + key[1]):
+        bag = db.from_sequence(range(4), npartitions=2).map(inc)
+    for collection, expected in ((bag, [1, 2, 3, 4]), (bag.map(inc), [2, 3, 4, 5])):
+        for value in ways(client, collection):
+            assert value == expected
+            found = sent()
+            assert (found[7, 0, (), ()], found[8, 0, (), ()]) == (2, 2)
+    assert dask.compute(z, bag)[1] == [1, 2, 3, 4]
+    assert {(0, 3, ("worker-0",), ()), (7, 0, (), ()), (8, 0, (), ())} <= sent().keys()
+    assert int(z.compute(optimize_graph=False)) == 110
+    assert sent()[0, 3, ("worker-0",), ()] == 2
+
+
+def test_annotations_of_bags(client, sent):
+    with taskloom.annotate(priority=4):
+        bag = taskloom.bag.range(4, npartitions=2).map(inc)
+    for value in ways(client, bag):
+        assert value == [1, 2, 3, 4]
+        assert sent()[4, 0, (), ()] == 2  # two steps are one task, as both have the same
+    for value in ways(client, bag.map(inc)):
+        assert value == [2, 3, 4, 5]
+        assert sent()[4, 0, (), ()] == 4
+    assert bag.compute(scheduler="sync") == [1, 2, 3, 4]
+
+
+def test_dasks_setting_for_fusing_is_as_before(client):
+    before = dask.config.get("optimization.fuse", None)
+    with dask.annotate(priority=1):
+        one = dask.delayed(inc)(1)
+    assert one.compute() == 2
+    assert dask.config.get("optimization.fuse", None) == before
+
+
+def test_a_large_annotated_graph(client):
+    """Annotations change from task to task, and what a later block needs stays."""
+    graph = {}
+    for n in range(600):
+        with taskloom.annotate(priority=n % 3):
+            graph[n] = taskloom.delayed(sum)([graph[m] for m in range(max(0, n - 3), n)] or [1])
+    a, b, c = 1, 1, 2
+    for _ in range(597):
+        a, b, c = b, c, a + b + c
+    assert graph[599].compute() == c
