@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from taskloom.client.cells import in_running_cell
+
 __all__ = ["Clerk"]
 
 _log = logging.getLogger("taskloom.client")
@@ -50,7 +52,7 @@ class Clerk:
                 return
             function, args = item
             try:
-                function(*args)
+                in_running_cell(function, *args)
             except BaseException:
                 _log.exception("a callback failed: %r", function)
             del item, function, args  # a thread that waits holds nobody's future

@@ -366,9 +366,13 @@ class Client:
             self._send(packer, plan, wanted, options)
         except BaseException:
             self._engine.release(wanted.values())
+            if packer.order:
+                self._engine.graphs.forget(packer.base)
             raise
         futures = {i: Future(self, counter, plan.keys[i]) for i, counter in wanted.items()}
         self._engine.labels.update({counter: plan.keys[i] for i, counter in wanted.items()})
+        if packer.order:
+            self._engine.graphs.keep(packer.base, wanted.values())
         return futures
 
     def _name(self, packer: Packer | None, counter: int) -> Any:

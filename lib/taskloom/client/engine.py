@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from taskloom.client.fetching import Delivery, Fetching, Refused
+from taskloom.client.graphs import Graphs
 from taskloom.client.output import Screen
 from taskloom.client.packing import Columns, unreadable
 from taskloom.client.reasons import Reasons
@@ -112,7 +113,7 @@ class Engine:
 
     Attributes:
         named: id of a function that goes by its name -> the function and its pickle.
-        labels: counter -> key, of what has a future.
+        labels: counter -> key, of what has a future; ``graphs``: of what has none.
         forked: this process was forked from that of the client.
         reason: why nothing comes any more; "" while the client is open.
     """
@@ -126,9 +127,12 @@ class Engine:
         self.lock = threading.Lock()
         self.named: dict[int, Any] = {}
         self.labels: dict[int, Any] = {}
+        self.graphs = Graphs(self.labels)
         self.reason = ""
         self.forked = False
         self._screen = screen
+        if screen is not None:
+            screen.name = self.key_of
         self._watchers: dict[int, list[Watcher]] = {}
         self._countdowns: list[_Countdown] = []
         self._refs: dict[int, int] = {}  # counter -> how many futures more than one it has
@@ -540,6 +544,8 @@ class Engine:
 
     def finished(self, first: int, count: int) -> None:
         """All that tasks of a graph have to say was said."""
+        if count:
+            self.graphs.forget(first)
         if self._screen is not None and self._screen.has_open:
             self.call(self._screen.ended, range(first, first + count))
 
@@ -920,8 +926,9 @@ class Engine:
     # --- questions
 
     def key_of(self, counter: int) -> Any:
-        """The key of a task by its counter, as far as it is known here."""
-        return self.labels.get(counter, counter)
+        """The key of a task by its counter, as far as it is known here; else its counter."""
+        found = self.labels.get(counter, self)
+        return self.graphs.key_of(counter) if found is self else found
 
     async def ask(self, what: str, timeout: float | None = None, **args: Any) -> Any:
         """Ask the scheduler something.

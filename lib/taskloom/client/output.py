@@ -3,8 +3,8 @@
 Where a cluster's processes belong to this program, what tasks write to ``sys.stderr`` is shown already: their supervisor does.
 
 Text appears in whole lines, so that lines of tasks that print at the same time do not mix; what a task has begun to write and not
-ended is shown when the task has ended, or when very much is waiting. Nothing here raises: a closed ``sys.stdout`` is no
-reason to lose results.
+ended is shown when the task has ended, or when very much is waiting. In a notebook it appears below the cell that is running.
+Nothing here raises: a closed ``sys.stdout`` is no reason to lose results.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import builtins
 import logging
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from taskloom.client.cells import in_running_cell
 from taskloom.core.messages import Heard
 
 __all__ = ["Screen"]
@@ -29,9 +30,13 @@ class Screen:
 
     Args:
         stderr: whether to show what they write to ``sys.stderr``.
+
+    Attributes:
+        name: the key of a task by its counter.
     """
 
     def __init__(self, stderr: bool = True) -> None:
+        self.name: Callable[[int], Any] = int
         self._streams = ("stdout", "stderr") if stderr else ("stdout",)
         self._open: dict[tuple[int, str], str] = {}  # (counter, stream) -> what stands after the last end of a line
         self._registry: dict[Any, Any] = {}  # of warnings that were shown, as modules have one
@@ -43,6 +48,9 @@ class Screen:
 
     def show(self, heard: Heard) -> None:
         """Show it."""
+        in_running_cell(self._show, heard)
+
+    def _show(self, heard: Heard) -> None:
         columns = zip(heard.counters, heard.workers, heard.kinds, heard.texts, heard.details, strict=True)
         for counter, worker, kind, text, details in columns:
             try:
@@ -75,11 +83,10 @@ class Screen:
             out.write(text)
             out.flush()
 
-    @staticmethod
-    def _log(counter: int, worker: str, text: str, name: str, level: int, path: str, line: int) -> None:
+    def _log(self, counter: int, worker: str, text: str, name: str, level: int, path: str, line: int) -> None:
         logger = logging.getLogger(name)
         if logger.isEnabledFor(level):
-            extra = {"taskloom_worker": worker, "taskloom_key": counter}
+            extra = {"taskloom_worker": worker, "taskloom_key": self.name(counter)}
             logger.handle(logger.makeRecord(name, level, path, line, text, (), None, extra=extra))
 
     def _warn(self, text: str, name: str, path: str, line: int) -> None:
@@ -97,7 +104,7 @@ class Screen:
                 text = self._open.pop((counter, stream), "")
                 if text:
                     try:
-                        self._write(stream, text + "\n")
+                        in_running_cell(self._write, stream, text + "\n")
                     except Exception:
                         pass
 

@@ -287,6 +287,8 @@ class Packer:
         total = len(order)
         base = self.base = self.engine.reserve(total)
         self.order, self.keys = order, plan.keys
+        if total:
+            self.engine.graphs.add(base, order, plan.keys)
         counters = [base + position for position in positions]
         for i, counter in aliases.items():
             counters[i] = counter
