@@ -223,6 +223,21 @@ SETTINGS: dict[str, Setting] = {
             _text,
         ),
         Setting(
+            "worker.state_directory",
+            "str",
+            None,
+            "where it is noted which tasks run: where that outlives the container, a task that makes it run out of memory "
+            "is known afterwards",
+            _text,
+        ),
+        Setting(
+            "worker.probe_port",
+            "int",
+            None,
+            "where `taskloom worker` answers, in plain HTTP, whether it lives and is ready; by default nowhere",
+            _port,
+        ),
+        Setting(
             "worker.leave_timeout",
             "float",
             25.0,

@@ -52,6 +52,20 @@ __all__ = ["command"]
     help="Where values go that do not fit into memory.  [default: where temporary files are]",
 )
 @click.option(
+    "--state-directory",
+    type=click.Path(file_okay=False, writable=True),
+    metavar="DIR",
+    help="Where it is noted which tasks run. If it outlives the container, a task that made it run out of memory is known "
+    "afterwards. For this command alone.",
+)
+@click.option(
+    "--probe-port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Where it answers in plain HTTP, at all addresses, whether it lives (/api/v1/health) and is ready (/api/v1/ready).  "
+    "[default: nowhere]",
+)
+@click.option(
     "--leave-timeout",
     type=click.FloatRange(min=0.0),
     metavar="SECONDS",
@@ -67,6 +81,8 @@ def command(
     port: int,
     resources: tuple[str, ...],
     local_directory: str | None,
+    state_directory: str | None,
+    probe_port: int | None,
     leave_timeout: float | None,
 ) -> None:
     """Run workers for the scheduler at ADDRESS, until Ctrl-C.
@@ -121,6 +137,7 @@ def command(
     if host is None:
         host = "127.0.0.1" if is_here(where.host) else "0.0.0.0"
     scheme = "tcp" if is_here(host) else "tls"
+    probes = setting("worker.probe_port") if probe_port is None else probe_port
     run_workers(
         address,
         token,
@@ -133,4 +150,6 @@ def command(
         resources=amounts,
         listen_at=f"{scheme}://{host}:{port}",
         folder=local_directory or setting("worker.local_directory"),
+        notes=state_directory or setting("worker.state_directory"),
+        probe=None if probes is None else ("", probes),
     )

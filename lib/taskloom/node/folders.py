@@ -12,8 +12,9 @@ import shutil
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
 
-__all__ = ["make_owned", "remove_orphans"]
+__all__ = ["make_owned", "remove_orphans", "take_orphans"]
 
 _PREFIXES = ("taskloom-values-", "taskloom-running-")
 _UNFINISHED = "taskloom-making-"
@@ -63,12 +64,16 @@ def remove_orphans(parent: str) -> list[str]:
     Returns:
         The paths of what was removed.
     """
-    removed = []
+    return list(take_orphans(parent))
+
+
+def take_orphans(parent: str) -> Iterator[str]:
+    """The same, one after the other: each is removed when the next one is asked for, so that it can be looked at before."""
     try:
         with os.scandir(parent) as found:
             entries = [entry for entry in found if entry.name.startswith((*_PREFIXES, _UNFINISHED))]
     except OSError:
-        return []
+        return
     for entry in entries:
         try:
             about = entry.stat(follow_symlinks=False)
@@ -83,10 +88,9 @@ def remove_orphans(parent: str) -> list[str]:
             if os.read(fd, len(_MARK)) != _MARK:
                 continue
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else its owner is alive
+            yield entry.path
             shutil.rmtree(entry.path, ignore_errors=True)
-            removed.append(entry.path)
         except OSError:
             continue
         finally:
             os.close(fd)
-    return removed

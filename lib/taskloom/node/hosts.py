@@ -7,6 +7,9 @@ waits a moment for its word before anybody is blamed.
 A machine whose supervisor is silent for long is taken to be gone, with its workers: their connections are cut. Workers
 themselves may be silent, as code that holds the interpreter's lock keeps their event loop from running. If they are not gone,
 they come back with what they have.
+
+Where a supervisor has died together with its workers, as when their container ran out of memory, the next one in its place may
+find a note of what they were at (:mod:`taskloom.node.cell`), and tell it late: who is to be blamed is blamed then.
 """
 
 from __future__ import annotations
@@ -54,6 +57,8 @@ class Hosts:
         left: called with a worker's number, the tids that it was running (None: nobody knows) and words, when it is gone.
         cut: called with a launch: the connection of that worker, if there is one, is to be cut.
         retire: called with launches: those workers are to go.
+        late: called with the tids that a worker was running and words, when that is heard after all of one of which ``left`` was
+            told that nobody knows.
     """
 
     def __init__(
@@ -61,10 +66,13 @@ class Hosts:
         left: Callable[[int, Sequence[int] | None, str], object],
         cut: Callable[[str], object],
         retire: Callable[[Sequence[str]], object],
+        late: Callable[[Sequence[int], str], object],
     ) -> None:
         self._left = left
         self._cut = cut
         self._retire = retire
+        self._late = late
+        self._unknown: dict[str, None] = {}  # launches of workers that are gone, and nobody knows why
         self.hosts: dict[Connection, Host] = {}
         self._deaths: dict[str, tuple[Sequence[int] | None, str]] = {}
         self._awaited: dict[str, tuple[int, asyncio.TimerHandle]] = {}
@@ -102,6 +110,10 @@ class Hosts:
                 awaited[1].cancel()
                 self._left(awaited[0], message.running, message.words)
                 return
+            if message.launch in self._unknown:
+                del self._unknown[message.launch]
+                self._late(message.running or (), message.words)
+                return
             self._deaths[message.launch] = message.running, message.words
             if len(self._deaths) > _REMEMBERED:
                 del self._deaths[next(iter(self._deaths))]
@@ -112,13 +124,14 @@ class Hosts:
         if found is not None:
             self._left(number, *found)
         elif not launch or not any(launch in host.launches for host in self.hosts.values()):
-            self._left(number, None, words)
+            self._left_unknown(number, launch, words)
         else:
             timer = asyncio.get_running_loop().call_later(PATIENCE, self._give_up, launch)
             self._awaited[launch] = number, timer
 
     def back(self, launch: str) -> None:
         """The worker has connected again: it has not died."""
+        self._unknown.pop(launch, None)
         awaited = self._awaited.pop(launch, None)
         if awaited is not None:
             awaited[1].cancel()
@@ -127,7 +140,15 @@ class Hosts:
         awaited = self._awaited.pop(launch, None)
         if awaited is not None:
             awaited[1].cancel()
-            self._left(awaited[0], None, "its connection broke, and its supervisor does not say that it has ended")
+            words = "its connection broke, and its supervisor does not say that it has ended"
+            self._left_unknown(awaited[0], launch, words)
+
+    def _left_unknown(self, number: int, launch: str, words: str) -> None:
+        if launch:
+            self._unknown[launch] = None
+            if len(self._unknown) > _REMEMBERED:
+                del self._unknown[next(iter(self._unknown))]
+        self._left(number, None, words)
 
     def restart(self, launches: Sequence[str]) -> list[str]:
         """Have supervisors replace these processes; those that have none."""

@@ -21,6 +21,7 @@ import errno
 import hashlib
 import socket
 import ssl
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from taskloom.errors import CommError
@@ -31,7 +32,7 @@ from taskloom.net.tokens import Token, tokens_of
 if TYPE_CHECKING:
     from taskloom.node.scheduler import SchedulerNode
 
-__all__ = ["DEFAULT_PORT", "HttpServer"]
+__all__ = ["DEFAULT_PORT", "HttpServer", "ProbeServer"]
 
 #: Where it listens if nothing else is said.
 DEFAULT_PORT = 8787
@@ -160,6 +161,45 @@ class HttpServer:
         await self._state.wishes.close()
         servers, self._servers = self._servers, []
         for server in servers:
+            await server.close_all_connections()
+
+
+class ProbeServer:
+    """Health and readiness alone, over plain HTTP and without a token, of a process that is no scheduler.
+
+    Args:
+        ready: says whether it is ready, under "ready", and whatever helps to understand why.
+        host, port: as of :class:`HttpServer`.
+    """
+
+    def __init__(self, ready: Callable[[], dict[str, Any]], host: str = "", port: int = 0) -> None:
+        self.ready = ready
+        self._place = host, port
+        self._server: Any = None
+
+    async def start(self) -> str:
+        """Listen.
+
+        Returns:
+            The URL, with the port.
+
+        Raises:
+            OSError: that is not possible there; a CommError where tornado is missing.
+        """
+        try:
+            from taskloom.node.http_handlers import Server, make_probes
+        except ImportError as error:
+            raise CommError(errno.ENOSYS, f"probes need tornado ({error}): pip install 'taskloom[cluster]'") from error
+        sockets = await _bind(*self._place)
+        self._server = Server(make_probes(self))
+        self._server.add_sockets(sockets)
+        return _url("http", self._place[0], sockets)
+
+    async def close(self) -> None:
+        """Listen no more."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop()
             await server.close_all_connections()
 
 

@@ -19,7 +19,7 @@ import logging
 import math
 import ssl
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream, StreamClosedError
@@ -249,7 +249,7 @@ class _Ready(_Page):
     async def get(self) -> None:
         found = self.state.ready()
         settled = self.get_query_argument("settled", "0") not in ("0", "false", "")
-        ready = found["ready"] and (found["settled"] or not settled)
+        ready = found["ready"] and (found.get("settled", True) or not settled)
         self.say({**found, "ready": ready}, 200 if ready else 503)
 
     head = get
@@ -396,7 +396,7 @@ _NAMES: dict[type, str] = {page: path for path, _, page in _PAGES}
 
 
 def _application(
-    pages: Sequence[tuple[str, str, type[_Page]]], state: State, token: Token, local: bool, metrics: Metrics | None
+    pages: Sequence[tuple[str, str, type[_Page]]], state: Any, token: Token, local: bool, metrics: Metrics | None
 ) -> Application:
     given = {"state": state, "token": token, "local": local, "metrics": metrics}
 
@@ -422,7 +422,14 @@ def make_application(state: State, token: Token, local: bool, metrics: Metrics) 
     return _application(_PAGES, state, token, local, metrics)
 
 
-def make_probes(state: State) -> Application:
+class HasReady(Protocol):
+    """Whose readiness can be asked for."""
+
+    def ready(self) -> dict[str, Any]:
+        """Whether it is, under "ready"."""
+
+
+def make_probes(state: HasReady) -> Application:
     """Health and readiness alone, for whoever can't show a token."""
     return _application([page for page in _PAGES if page[2].open], state, "", False, None)
 

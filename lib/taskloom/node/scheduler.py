@@ -116,7 +116,7 @@ class SchedulerNode:
         self.machine = Scheduler(new_incarnation() if incarnation is None else incarnation, grace)
         self.listener: Listener | InprocListener | None = None
         self.peers: dict[int, _Peer] = {}
-        self.hosts = Hosts(self._worker_left, self._cut, self._retire)
+        self.hosts = Hosts(self._worker_left, self._cut, self._retire, lambda tids, words: self.machine.blame(tids))
         self.queries = Queries(self)
         self.after: list[Callable[[], object]] = [self.queries.changed]
         self.started = time.time()

@@ -42,7 +42,7 @@ from taskloom.local.pool import describe_exit
 from taskloom.net import Connection, Options, Token, connect, dump_token
 from taskloom.node.cell import read_running
 from taskloom.node.codes import LEFT, MEMORY, REFUSED, REPLACE
-from taskloom.node.folders import make_owned, remove_orphans
+from taskloom.node.folders import make_owned, remove_orphans, take_orphans
 from taskloom.system import thread_limits
 
 __all__ = ["Lines", "Supervisor", "process_ended", "run_workers", "spawn"]
@@ -132,6 +132,8 @@ class Supervisor:
         resources: what each has that tasks can ask for.
         listen_at: where other workers are to reach them.
         folder: where values go that do not fit into memory.
+        notes: a directory in which it is noted which tasks run, and which is this supervisor's and its successors' alone: if it
+            outlives the container that they run in, the next one tells the scheduler what ran when all of them died at once.
         tell: called with words about what happens: a worker that has joined, died, is started again.
         numbered: whether one alone has a number too.
         options: others for each worker, see :class:`taskloom.node.worker.WorkerNode`.
@@ -153,6 +155,7 @@ class Supervisor:
         resources: dict[str, float] | None = None,
         listen_at: str = "tcp://127.0.0.1:0",
         folder: str | None = None,
+        notes: str | None = None,
         tell: Callable[[str], object] | None = None,
         numbered: bool = False,
         options: dict[str, Any] | None = None,
@@ -165,6 +168,7 @@ class Supervisor:
         self.resources = resources or {}
         self.listen_at = listen_at
         self.folder = folder
+        self.notes = notes
         self.options = options or {}
         self.finished = asyncio.Event()
         self.problem = ""
@@ -175,6 +179,7 @@ class Supervisor:
         self._numbers = 0
         self._scratch = ""
         self._scratch_fd = -1
+        self._late: list[Died] = []  # what an earlier supervisor had no time to say
         self._connection: Connection | None = None
         self._closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -187,9 +192,23 @@ class Supervisor:
         """Whether the scheduler can be told something now."""
         return self._connection is not None and not self._connection.closed
 
+    def ready(self) -> dict[str, Any]:
+        """Whether all workers that there are to be have joined, and the scheduler is there; under "ready"."""
+        joined = sum(bool(worker.joined) for worker in self.workers.values())
+        return {
+            "ready": self.connected and joined >= self._count > 0,
+            "scheduler": self.connected,
+            "workers": self._count,
+            "joined": joined,
+        }
+
     async def start(self) -> None:
         """Start the workers, and connect to the scheduler; does not wait for either."""
         parent = tempfile.gettempdir()
+        if self.notes is not None:
+            parent = self.notes
+            os.makedirs(parent, exist_ok=True)
+            self._late = _died_before(parent)
         self._scratch, self._scratch_fd = make_owned(parent, "running")
         # what processes that were killed have left here
         for folder in {parent, self.folder or parent}:
@@ -502,6 +521,9 @@ class Supervisor:
             connection.start(self._heard, lambda reason, lost=lost: lost.set())  # type: ignore[misc]
             self._connection = connection
             self._hello()
+            late, self._late = self._late, []
+            for died in late:
+                connection.send(died)
             try:
                 await lost.wait()
             finally:
@@ -565,6 +587,23 @@ class Supervisor:
                 taken, limit = f"{rss / 2**20:,.0f} MiB", f"{self.limit / 2**20:,.0f} MiB"
                 worker.words = f"was ended as it took {taken} of memory, and its limit is {limit}"
                 worker.process.kill()
+
+
+def _died_before(parent: str) -> list[Died]:
+    """What workers of a supervisor before this one were at when they died together with it."""
+    found = []
+    for folder in take_orphans(parent):
+        with contextlib.suppress(OSError):
+            for name in os.listdir(folder):
+                launch, dot, kind = name.partition(".")
+                if dot and kind == "running":
+                    with contextlib.suppress(OSError, ValueError):
+                        running = list(read_running(os.path.join(folder, name)).tids)
+                        words = (
+                            "its supervisor died with it: the container or the machine was ended, or ran out of memory"
+                        )
+                        found.append(Died(launch, running, words))
+    return found
 
 
 def _why(code: int) -> str:
@@ -646,12 +685,21 @@ class Lines:
             self._loop.remove_reader(self._fd)
 
 
-def run_workers(scheduler: str, token: Token, *, leave: float, say: Callable[[str], object], **options: Any) -> None:
+def run_workers(
+    scheduler: str,
+    token: Token,
+    *,
+    leave: float,
+    say: Callable[[str], object],
+    probe: tuple[str, int] | None = None,
+    **options: Any,
+) -> None:
     """Run workers until they are told to end, by a signal or by the scheduler.
 
     Args:
         leave: seconds for having their values moved.
         say: called with words for the user.
+        probe: host and port where health and readiness can be asked for; None: nowhere.
         options: those of :class:`Supervisor`.
 
     Raises:
@@ -664,6 +712,12 @@ def run_workers(scheduler: str, token: Token, *, leave: float, say: Callable[[st
         told: asyncio.Queue[int] = asyncio.Queue()
         for known in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(known, told.put_nowait, int(known))
+        probes = None
+        if probe is not None:
+            from taskloom.node.http import ProbeServer
+
+            probes = ProbeServer(supervisor.ready, *probe)
+            say(f"worker: health and readiness at {await probes.start()}")
         await supervisor.start()
         signalled = asyncio.ensure_future(told.get())
         finished = asyncio.ensure_future(supervisor.finished.wait())

@@ -324,7 +324,9 @@ class Handshake:
     def _proof(self, label: bytes, more: bytes = b"", token: bytes | None = None) -> bytes:
         # each part is of fixed length but the last: no two different inputs are the same bytes
         has = b"\1" if self._binding else b"\0"
-        return hmac.digest(self._token if token is None else token, label + self._hellos + has + self._binding + more, "sha256")
+        return hmac.digest(
+            self._token if token is None else token, label + self._hellos + has + self._binding + more, "sha256"
+        )
 
     def _objection(self, theirs: Identity) -> tuple[str, str] | None:
         """Why the peer can't come in: (code, what to tell either user); None where nothing is wrong."""

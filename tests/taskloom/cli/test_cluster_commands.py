@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -13,10 +14,11 @@ import time
 import urllib.error
 import urllib.request
 
+import psutil
 import pytest
 
 from taskloom.client import Client
-from taskloom.errors import CommError
+from taskloom.errors import CommError, WorkerDiedError
 
 
 def until(condition, seconds=20.0):
@@ -129,6 +131,67 @@ def test_the_token_is_changed_and_nothing_is_started_again(terminals, tmp_path):
         with pytest.raises(CommError, match="refuses the token"):
             Client(address, token=old, timeout=5)
         assert before.submit(inc, 3).result(timeout=30) == 4  # who is in stays in
+
+
+def test_what_ran_when_a_whole_container_died_is_blamed(terminals, tmp_path):
+    """The supervisor and its worker are killed at once, as by a container's memory limit, and started again."""
+    _, address = terminals.start("scheduler", "--http-port", "-1", "--port", "0", "--grace", "0")
+    state = tmp_path / "state"
+    begun = tmp_path / "begun"
+
+    def note_and_wait(path):
+        import os as system
+        import time as clock
+
+        with open(path, "a") as file:
+            file.write(f"{system.getpid()}\n")
+        clock.sleep(1000)
+
+    def runs():
+        return begun.read_text().split() if begun.exists() else []
+
+    with terminals.client(address) as client:
+        future = client.submit(note_and_wait, str(begun))
+        behind = client.submit(inc, 1)  # it is sent too, and does not run
+        deaths = 0
+        while future.status == "pending":
+            worker, _ = terminals.start("worker", address, "--nthreads", "1", "--state-directory", str(state))
+            until(lambda: len(runs()) > deaths)
+            worker.kill()  # its process goes with it
+            worker.wait()
+            pid = int(runs()[-1])
+            until(lambda pid=pid: not psutil.pid_exists(pid))
+            deaths += 1
+            assert deaths < 9
+            until(lambda: not client.scheduler_info()["workers"])
+        with pytest.raises(WorkerDiedError, match="died while running it"):
+            future.result()
+        terminals.start("worker", address, "--state-directory", str(state))
+        assert behind.result(timeout=30) == 2
+    until(lambda: len([name for name in os.listdir(state) if name.startswith("taskloom-running-")]) == 1)
+
+
+def test_probes_of_a_worker(terminals):
+    def ask(path):
+        try:
+            with urllib.request.urlopen(f"{url}/api/v1/{path}", timeout=30) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    scheduler, address = terminals.start("scheduler", "--http-port", "-1", "--port", "0", "--grace", "0")
+    worker, url = terminals.start("worker", address, "--nworkers", "2", "--probe-port", "0")
+    url = url.replace("0.0.0.0", "127.0.0.1")
+    assert ask("health") == (200, {"status": "ok"})
+    until(lambda: ask("ready")[0] == 200)
+    assert ask("ready")[1] == {"ready": True, "scheduler": True, "workers": 2, "joined": 2}
+    assert ask("info")[0] == 404
+    scheduler.kill()
+    until(lambda: ask("ready")[0] == 503)
+    assert ask("ready")[1]["scheduler"] is False
+    assert ask("health")[0] == 200
+    worker.send_signal(signal.SIGINT)
+    assert worker.wait(30) == 130
 
 
 def test_a_scheduler_that_is_killed_and_started_again_loses_nothing(terminals, tmp_path):

@@ -564,6 +564,26 @@ def test_who_tells_nothing_is_blamed_by_its_last_status():
     assert play.states(0, 1) == ["ready", "erred"]
 
 
+def test_what_is_known_late_is_blamed_late():
+    """A container died with all that was in it; the one in its place tells what ran."""
+    play = Play()
+    play.submit((), (), deaths=1)
+    for n in range(3):
+        worker = play.came(f"w{n}")
+        play.hear()
+        assert play.states(0, 1) == ["sent", "sent"]
+        ran = play.tid(0)
+        said = play.left(worker)  # nobody knows
+        if n < 2:
+            assert play.states(0, 1) == ["ready", "ready"]
+            play.scheduler.blame([ran, 12345])
+    error = Lost("died", "2 workers died while running it, the last one 'w2': its connection broke")
+    assert said == [(play.client, Erred([0], [0], [error]))]
+    assert play.states(0, 1) == ["erred", "ready"]
+    play.scheduler.blame([ran])
+    assert play.states(0, 1) == ["erred", "ready"]
+
+
 def test_a_value_that_another_worker_has_is_not_lost():
     play = Play("a", "b")
     play.submit((), workers=("a",))

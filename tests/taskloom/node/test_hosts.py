@@ -28,10 +28,12 @@ class Record:
         self.left = []
         self.cut = []
         self.retired = []
+        self.blamed = []
         self.hosts = Hosts(
             lambda number, running, words: self.left.append((number, running, words)),
             self.cut.append,
             self.retired.append,
+            lambda running, words: self.blamed.append((running, words)),
         )
 
     def came(self, *launches):
@@ -105,6 +107,24 @@ async def test_the_supervisor_goes_too(record):
     assert record.left == [(1, None, "its connection broke, and its supervisor does not say that it has ended")]
     record.hosts.lost(2, "b", "its connection broke")
     assert record.left[1] == (2, None, "its connection broke")
+
+
+@in_a_loop
+async def test_the_next_supervisor_knows_what_ran(record):
+    """A whole container has died, and is started again."""
+    hosts = record.hosts
+    host = record.came("a", "b")
+    hosts.went(host)
+    hosts.lost(1, "a", "its connection broke")
+    hosts.lost(2, "b", "its connection broke")
+    assert [(number, running) for number, running, _ in record.left] == [(1, None), (2, None)]
+    again = record.came("c")
+    hosts.heard(again, Died("a", [7, 8], "the container was ended"))
+    hosts.heard(again, Died("a", [7, 8], "the container was ended"))
+    assert record.blamed == [([7, 8], "the container was ended")]
+    hosts.back("b")  # that one lives
+    hosts.heard(again, Died("b", [9], "the container was ended"))
+    assert len(record.blamed) == 1
 
 
 @in_a_loop

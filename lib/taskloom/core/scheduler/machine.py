@@ -243,7 +243,9 @@ class Scheduler:
         tasks = self.tasks
         for slot in list(worker.sent):
             if tasks.grant[slot] and tasks.place[slot] == number and tasks.state[slot] == SENT:
-                self._died_in(slot, worker, tasks.tid(slot) in blamed, words)
+                # one that was blamed too often, if too late for that worker, is not to take any more of them with it
+                worn = slot in tasks.tries and tasks.tries[slot][1] < 0
+                self._died_in(slot, worker, worn or tasks.tid(slot) in blamed, words)
         for slot in dict.fromkeys(worker.held):
             if self._has(worker, slot):
                 self._copy_lost(slot, number)
@@ -262,6 +264,18 @@ class Scheduler:
         self.out.forget_worker(number)
         self.placing.left(number)
         self._sweep()
+
+    def blame(self, running: Iterable[int]) -> None:
+        """What a worker that is gone already was running when it died has become known.
+
+        Args:
+            running: tids of those tasks. They are tried again already: another death less is left to each.
+        """
+        tasks = self.tasks
+        for tid in running:
+            slot = tasks.slot_of(tid)
+            if slot >= 0 and tasks.state[slot] in (WAITING, READY, SENT):
+                self._tries(slot)[1] -= 1
 
     def _died_in(self, slot: int, worker: Worker, blamed: bool, words: str) -> None:
         """A worker died that had been sent a task."""
