@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from e2e.cluster import KubectlError, helm, kubectl, namespace, until
 
 ROOT = Path(__file__).resolve().parent.parent
