@@ -12,10 +12,10 @@ START ?= 0
 PROFILE ?= quick
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate lint bench docs clean check-python peers
+.PHONY: help demo test e2e simulate lint bench docs clean check-python peers
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.array ## a real computation on all three local schedulers
 	@$(BIN)/python -m taskloom demo $(ARGS)
@@ -30,6 +30,9 @@ else
 	@$(BIN)/python -m taskloom.testing.simulate --seeds $(SEEDS) --start $(START) --profile $(PROFILE) \
 	  $(if $(HARMLESS),--harmless) $(ARGS)
 endif
+
+e2e: $(VENV)/.test ## the operator, the chart and the images on a real Kubernetes; see e2e/run
+	@PYTHON=$(BIN)/python ARGS='$(ARGS)' e2e/run
 
 lint: $(VENV)/.lint ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
