@@ -56,7 +56,8 @@ AGAIN = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between attempts to reach a schedu
 GOODBYE = 1.0  # seconds to get the last words out
 LINGER = 0.002  # seconds from a future that is dropped to the word of it; they go in batches
 IDLE_TICKS = 20  # after so many with nothing dropped the loop sleeps until the next
-AT_ONCE = 20_000  # futures let go in one go, before others have their turn
+AT_ONCE = 5_000  # futures let go in one go; so much is asked for behind them at most
+PAUSE = 0.004  # seconds until the next go: the scheduler is done with the last one by then
 
 SKIPPED: Any = type("_Skipped", (), {"__slots__": (), "__repr__": lambda self: "SKIPPED"})()
 _WAITING = Wish()
@@ -232,7 +233,7 @@ class Engine:
                 self._work()
             self._let_go(counters)
             if dropped:
-                self.loop.call_soon(self._sweep)
+                self.loop.call_later(PAUSE, self._sweep)
                 return
         if self._idle > IDLE_TICKS:
             self._watching = False

@@ -190,6 +190,7 @@ class ClientMachine:
         gone = [counter for counter in counters if self.wishes.pop(counter, None) is not None]
         if not gone:
             return []
+        gone.sort()  # those that stand side by side are let go of together
         return [Release(gone), *self._forget()]
 
     def _forget(self) -> list[Any]:

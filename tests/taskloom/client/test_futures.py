@@ -12,7 +12,7 @@ import traceback
 
 import pytest
 
-from taskloom.client import Client, Future
+from taskloom.client import Client, Future, engine, wait
 from taskloom.core.messages import Release
 from taskloom.errors import ClusterError, TaskCancelledError
 
@@ -302,3 +302,26 @@ def _error(call):
         call()
     except Exception as error:
         return error
+
+
+def test_many_futures_that_are_dropped_hold_up_nobody(client, until, monkeypatch):
+    """They go in batches, and what is asked for meanwhile goes between them."""
+    machine = client._engine.machine
+    base = machine.next_counter
+    futures = client.map(inc, range(12_000))
+    wait(futures)
+    held = [futures[0], futures[-1], *futures[6_000:6_100]]
+
+    def left():
+        return sum(counter >= base for counter in list(machine.wishes))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "PAUSE", 3600.0)  # after the first batch nothing comes by itself
+        del futures
+        until(lambda: left() < 12_000)
+        assert client.submit(inc, 1).result() == 2
+        assert left() >= 12_000 - engine.AT_ONCE
+    client._engine.call(client._engine._sweep)
+    until(lambda: left() <= len(held) + 1)
+    assert client.gather(held) == [1, 12_000, *range(6_001, 6_101)]
+    assert client.who_has(held[5])[held[5].key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from random import Random
 
 import pytest
 
@@ -1118,3 +1119,55 @@ def test_what_is_wrong_is_found(spoil, what):
     with pytest.raises(InvariantError) as error:
         validate(play.scheduler)
     assert what in str(error.value)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_many_that_are_released_together_end_as_one_by_one(seed):
+    """Those side by side are let go of column by column: the same comes of it."""
+    random = Random(seed)
+    deps = [() if random.random() < 0.9 or n < 3 else (random.randrange(n),) for n in range(120)]
+    if seed % 3 == 0:
+        deps = [()] * 120
+    keep = {n for n in range(120) if random.random() < (0, 0.02, 0.2)[seed % 3]}
+    orders = [n for n in range(120) if n not in keep]
+    if seed % 2:
+        cut = random.randrange(len(orders))
+        orders = orders[cut:] + orders[:cut]
+    ends = []
+    for together in (False, True):
+        play = Play("a", "b", ("c", 4))
+        for start in range(0, 120, 40):
+            play.submit(*deps[start : start + 40], wanted=bytes([WISH]) * 40, functions=[0, *[1] * 39])
+        unfinished = {n for n in range(120) if n % 50 == 49 and seed % 4 == 3}
+        for _ in range(200):
+            sent = [n for n in range(120) if play.state(n) == "sent" and n not in unfinished]
+            for n in sent:
+                play.report(play.place(n), n, size=n)
+            if not sent:
+                break
+        said = play.release(*orders) if together else [message for n in orders for message in play.release(n)]
+        dropped = {}
+        for number, message in only(said, Drop):
+            dropped.setdefault(number, []).extend(message.tids)
+        workers = [(worker.holds, worker.nbytes, len(worker.sent)) for worker in play.scheduler.workers.values()]
+        uses = [function.uses for function in play.scheduler.clients[play.client].functions.values()]
+        states = [play.state(n) for n in range(120)]
+        ends.append(
+            (states, workers, uses, play.scheduler.tasks.live, {n: sorted(tids) for n, tids in dropped.items()})
+        )
+    assert ends[0] == ends[1]
+
+
+def test_what_a_worker_held_once_is_forgotten_now_and_then():
+    play = Play("a")
+    (a,) = play.workers
+    for start in range(0, 1500, 500):
+        play.submit(*[()] * 500)
+        for n in range(start, start + 500):
+            play.report(a, n)
+    worker = play.scheduler.workers[a]
+    assert (worker.holds, len(worker.held)) == (1500, 1500)
+    play.release(*range(1200))
+    assert (worker.holds, len(worker.held)) == (300, 1500)
+    play.release(*range(1200, 1499))
+    assert (worker.holds, worker.held) == (1, [1499])

@@ -37,6 +37,11 @@ class _States(bytearray):
                 lines = [f"slot {key} cannot go from {NAMES[pair[0]]} to {NAMES[value]}", *story(self.scheduler, key)]
                 raise TransitionError("\n".join(lines))
             self.scheduler.transitions.add(pair)
+        elif type(key) is slice:
+            pairs = set(zip(self[key], value, strict=True)) - {(FREE, IDLE)}  # new tasks
+            if not pairs <= TRANSITIONS.keys():
+                raise TransitionError(f"slots {key.start} to {key.stop} cannot go {pairs - TRANSITIONS.keys()}")
+            self.scheduler.transitions |= pairs
         super().__setitem__(key, value)
 
 

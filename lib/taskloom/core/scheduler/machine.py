@@ -67,6 +67,7 @@ from taskloom.errors import ProtocolError
 __all__ = ["CLIENT", "TRANSITIONS", "WORKER", "Scheduler"]
 
 CLIENT, WORKER = "client", "worker"
+MANY = 16  # so many tasks side by side are let go of column by column
 # whether what a client says of a task makes it needed: a wish or a pin does, unless it has failed and is only kept
 _NEEDS = bytes([bool(flags & (WISH | PIN)) and not flags & KEEP for flags in range(256)])
 _ACTIVE = frozenset((WAITING, READY, SENT))
@@ -576,21 +577,31 @@ class Scheduler:
     def _release(self, client: Client, message: Release) -> None:
         """DONE -> FREE where nothing is made of a value; else what :meth:`_set_wanted` does.
 
-        A client that has what it wanted releases it in thousands, so the plain case is written out.
+        A client that has what it wanted releases it in thousands, so the plain case is written out, and so are many plain ones
+        side by side.
         """
         tasks = self.tasks
+        counters = message.counters
         state, wanted, uses, deps, dependents = tasks.state, tasks.wanted, tasks.uses, tasks.deps, tasks.dependents
         place, copies, orders = tasks.place, tasks.copies, tasks.orders
         dropped: dict[int, list[int]] = {}
         first = end = shift = high = -1
         block: Block | None = None
-        for counter in message.counters:
+        at = skip = -1
+        for counter in counters:
+            at += 1
+            if at < skip:
+                continue
             if not first <= counter < end:
                 block = client.block_of(counter)
                 if block is None:
                     first = end = -1
                     continue
                 first, end, shift, high = block.first, block.first + block.count, block.base - block.first, block.high
+                count = self._release_span(block, counters, at, dropped)
+                if count:
+                    skip = at + count
+                    continue
             assert block is not None
             slot = counter + shift
             want = wanted[slot]
@@ -630,6 +641,66 @@ class Scheduler:
         for number, tids in dropped.items():
             self.out.worker(number, Drop(tids))
             self._tidy(self.workers[number])
+
+    def _release_span(self, block: Block, counters: Sequence[int], at: int, dropped: dict[int, list[int]]) -> int:
+        """DONE -> FREE, of plain ones that stand side by side in a submission and in the message; column by column.
+
+        Args:
+            at: place of the first one in the message.
+            dropped: number of a worker -> tids that it is to drop.
+
+        Returns:
+            How many they are; 0: it is better to go one by one.
+        """
+        tasks = self.tasks
+        start = counters[at]
+        count = min(len(counters) - at, block.first + block.count - start)
+        if count < MANY or counters[at + count - 1] - start != count - 1:
+            return 0
+        if (
+            block.special
+            or tasks.copies
+            or tasks.orders
+            or list(counters[at : at + count]) != [*range(start, start + count)]
+        ):
+            return 0
+        base = block.base + start - block.first
+        span = slice(base, base + count)
+        if not (
+            tasks.state[span].count(DONE)
+            == tasks.wanted[span].count(WISH)
+            == tasks.uses[span].count(1)
+            == tasks.deps[span].count(())
+            == tasks.dependents[span].count(None)
+            == count
+        ):
+            return 0
+        freed: dict[int, int] = {}  # worker -> bytes; ``before``: how many it had to drop
+        before: dict[int, int] = {}
+        for tid, number, nbytes in zip(
+            range(block.high + base, block.high + base + count), tasks.place[span], tasks.nbytes[span], strict=True
+        ):
+            if number in freed:
+                freed[number] += nbytes
+            else:
+                freed[number] = nbytes
+                before[number] = len(dropped.setdefault(number, []))
+            dropped[number].append(tid)
+        for number, nbytes in freed.items():
+            worker = self.workers[number]
+            worker.nbytes -= nbytes
+            worker.holds -= len(dropped[number]) - before[number]
+        for function in tasks.function[span]:
+            function.uses -= 1  # type: ignore[union-attr]
+        tasks.wanted[span] = tasks.state[span] = bytes(count)  # FREE is 0
+        tasks.uses[span] = tasks.nbytes[span] = [0] * count
+        tasks.place[span] = [-1] * count
+        tasks.args[span] = tasks.function[span] = [None] * count
+        tasks.live -= count
+        block.live -= count
+        if not block.live:
+            self._dead.append(block)
+        return count
 
     def _want(self, client: Client, message: Want) -> None:
         tasks = self.tasks
@@ -850,7 +921,15 @@ class Scheduler:
         if worker.heavy or self.placing.heavy:
             self.placing.touched[worker.number] = None
         if len(worker.held) > 2 * worker.holds + 1000:
-            worker.held = [s for s in dict.fromkeys(worker.held) if self._has(worker, s)]
+            number, state, place, copies = worker.number, self.tasks.state, self.tasks.place, self.tasks.copies
+            size = len(state)
+            worker.held = [  # those of which _has is true
+                slot
+                for slot in (dict.fromkeys(worker.held) if worker.holds else ())
+                if slot < size
+                and state[slot] == DONE
+                and (place[slot] == number or (slot in copies and copies[slot].get(number, False)))
+            ]
 
     def _has(self, worker: Worker, slot: int) -> bool:
         """Whether what a worker once held in a slot is still there, and still its."""
