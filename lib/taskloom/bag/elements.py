@@ -14,6 +14,7 @@ from taskloom._collections.protocol import quote
 from taskloom._collections.tokens import tokenize
 from taskloom.bag.base import NO_DEFAULT, BagBase, argument, check_function, is_lazy
 from taskloom.bag.steps import EMPTY, Each, Step, Text, concatenated, function_label, guarded
+from taskloom.graph.node import Named
 
 if TYPE_CHECKING:
     from taskloom.bag.core import Bag
@@ -473,20 +474,6 @@ class SeveralOf:
             except (KeyError, IndexError):
                 found.append(self.default)
         return tuple(found)
-
-
-class Named:
-    """A function called with its last arguments by name."""
-
-    __slots__ = ("func", "names")
-
-    def __init__(self, func: Callable[..., Any], names: tuple[str, ...]) -> None:
-        self.func = func
-        self.names = names
-
-    def __call__(self, *args: Any) -> Any:
-        split = len(args) - len(self.names)
-        return self.func(*args[:split], **dict(zip(self.names, args[split:], strict=True)))
 
 
 class Starmapped:
