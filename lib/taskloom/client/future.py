@@ -40,7 +40,7 @@ class Future(Handle):
 
     __slots__ = ("__weakref__",)
 
-    def __init__(self, client: Client, counter: int, key: Any) -> None:
+    def __init__(self, client: Any, counter: int, key: Any) -> None:
         self.client: Client = client
         self.counter = counter
         self.key = key
