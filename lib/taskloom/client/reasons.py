@@ -56,7 +56,8 @@ class Reasons:
             name: the key of a task by its counter.
         """
         engine = self.engine
-        left = list(islice((counter for counter in counters if engine.wish(counter).state == PENDING), _ASKED))
+        pending = (c for c in counters if c >= 0 and engine.wish(c).state == PENDING)  # below 0: it was released
+        left = list(islice(pending, _ASKED))
         try:
             words = await self.why(left, ASK if timeout is None else min(ASK, max(timeout, ASK / 10)), name)
         except TimeoutError:

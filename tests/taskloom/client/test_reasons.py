@@ -54,6 +54,9 @@ def test_a_timeout_says_why(client):
         after.result(timeout=0.01)
     with pytest.raises(TimeoutError, match=f"'y': it waits for 1 other task, in the end for 'x': {NO_GPU}$"):
         client.get({"x": (inc, 1), "y": (inc, "x")}, "y", resources=GPU, timeout=0.01)
+    done.release()
+    with pytest.raises(TimeoutError, match=why_not):
+        wait([done, gpu], timeout=0.01)
     with pytest.raises(TimeoutError, match=f": {NO_GPU}$"):
         taskloom.wait(client.scatter([1], workers="worker-0") + [gpu], timeout=0.01)
 
