@@ -32,7 +32,7 @@ from taskloom.core.messages import (
     Welcome,
     WorkerHello,
 )
-from taskloom.core.scheduler.machine import CLIENT, WORKER, Scheduler
+from taskloom.core.scheduler.machine import CLIENT, WORKER, OffenceError, Scheduler
 from taskloom.errors import CommError, ProtocolError
 from taskloom.net import Connection, Listener, Options, Token, listen
 from taskloom.net.inproc import InprocListener
@@ -331,7 +331,11 @@ class SchedulerNode:
                 self._rest = self._loop.call_later(REST, self._rested)
         peers = self.peers
         told: dict[Connection, None] = {}
-        for action in self.machine.handle(inbox, time.monotonic()):
+        try:
+            actions = self.machine.handle(inbox, time.monotonic())
+        except OffenceError as error:
+            actions = self._turn_out(error)
+        for action in actions:
             peer = peers.get(action.number)
             if peer is not None:
                 self._say(peer, action.message)
@@ -343,6 +347,14 @@ class SchedulerNode:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()) + 0.001, self.call)
+
+    def _turn_out(self, error: OffenceError) -> list[Any]:
+        """Part with a peer that does not keep to the rules; what is to be said to the others."""
+        peer = self.peers.get(error.number)
+        if peer is not None:
+            _log.error("%s at %s is cut off: %s", peer.name, peer.connection.remote, error)
+            peer.connection.abort()
+        return self.machine.handle([], time.monotonic())
 
     def _rested(self) -> None:
         """Some seconds have passed. If nobody has said anything in them, what the work took goes back to the system."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+
+import pytest
 
 from taskloom.client import Client
 from taskloom.core.messages import KINDS, Announce, GaveBack, Report, WorkerHello
@@ -36,8 +39,12 @@ async def speak(cluster, message):
         connection.abort()
 
 
-def test_a_worker_that_speaks_of_what_it_was_not_sent(until):
-    with LocalCluster(n_workers=1) as cluster, Client(cluster, set_as_default=False) as client:
+@pytest.mark.parametrize("clients", [1, 12], ids=["few peers", "many peers"])
+def test_a_worker_that_speaks_of_what_it_was_not_sent(until, clients):
+    """With few peers the scheduler deals with each message as it comes, with many with all of a turn together."""
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(LocalCluster(n_workers=1))
+        client, *_ = [stack.enter_context(Client(cluster, set_as_default=False)) for _ in range(clients)]
         client.wait_for_workers(1, timeout=60)
         waits = client.submit(inc, 1, workers="nobody", key="waits")
         until(lambda: "nobody" in client.why_waiting(waits))

@@ -64,7 +64,7 @@ from taskloom.core.scheduler.state import (
 from taskloom.core.scheduler.stories import Stories
 from taskloom.errors import ProtocolError
 
-__all__ = ["CLIENT", "TRANSITIONS", "WORKER", "Scheduler"]
+__all__ = ["CLIENT", "TRANSITIONS", "WORKER", "OffenceError", "Scheduler"]
 
 CLIENT, WORKER = "client", "worker"
 MANY = 16  # so many tasks side by side are let go of column by column
@@ -100,6 +100,18 @@ TRANSITIONS: dict[tuple[int, int], str] = {
     (IDLE, FREE): "`_forget`: nobody can need it any more",
     (ERRED, FREE): "`_forget`",
 }
+
+
+class OffenceError(ProtocolError):
+    """A peer said what it cannot say.
+
+    Attributes:
+        number: of the peer.
+    """
+
+    def __init__(self, words: str, number: int) -> None:
+        super().__init__(words)
+        self.number = number
 
 
 class Scheduler:
@@ -314,14 +326,14 @@ class Scheduler:
             now: seconds, of any clock that goes forward.
 
         Raises:
-            ProtocolError: a peer said what it cannot say; names it. What it said before counts, and what others said; what is
-                to be said comes with the next call.
+            OffenceError: a peer said what it cannot say. What it said before counts, and what others said; what is to be said
+                comes with the next call.
         """
         self.now = self.placing.now = now
         if self._grace is not None:
             self._grace_until = now + self._grace
             self._grace = None
-        problem: ProtocolError | None = None
+        problem: OffenceError | None = None
         for kind, number, message in events:
             peer: Any = (self.clients if kind == CLIENT else self.workers).get(number)
             if peer is None:
@@ -333,7 +345,7 @@ class Scheduler:
                     raise ProtocolError(f"{kind} {number} says {type(message).__name__}, which no {kind} says")
                 take_in(peer, message)
             except ProtocolError as error:
-                problem = problem or error
+                problem = problem or OffenceError(str(error), number)
             self._sweep()
         if self._grace_until is not None and now >= self._grace_until:
             self._grace_until = None
