@@ -1,11 +1,23 @@
-"""The operator: clusters, worker groups and jobs as resources of Kubernetes.
+"""The operator: it makes Kubernetes run what TaskClusters, TaskWorkerGroups and TaskJobs say.
 
-What it decides is pure, and its shell decides nothing:
+::
 
-- :mod:`taskloom_operator.spec`: the resources, as people write them.
-- :mod:`taskloom_operator.observe`: what is seen of one of them.
-- :mod:`taskloom_operator.desired`: from that and the time, what is to be done (:mod:`taskloom_operator.actions`).
-- :mod:`taskloom_operator.manifests`: how the objects look that are made.
+    spec        pure   what users write: models, and the CustomResourceDefinitions made of them
+    observe     pure   what was seen: objects of the cluster, and what schedulers say
+    actions     pure   what is to be done
+    manifests   pure   what a pod, a Deployment, a Service looks like
+    desired     pure   reconcile(observed, now) -> Plan: all decisions
+    watch       shell  lists and watches objects
+    apply       shell  does what a Plan says
+    scheduler_api      asks schedulers over HTTP
+    reconcile   shell  a queue of what to look at, one at a time each
+    leader, health, metrics, main
 
-It never imports taskloom: it speaks to schedulers over HTTP (docs/http.md).
+Level-based: news only say which resource to look at; then all of it is read anew, decided, done, and the status is written once. The
+operator keeps nothing that it could not see again: it may be killed between any two actions.
+
+Rules that hold everywhere: the spec is the user's, nothing here writes it; there are no finalizers; what holds values is not
+deleted before they are elsewhere.
 """
+
+__version__ = "0.1.0"
