@@ -195,11 +195,18 @@ def test_what_was_cancelled_while_it_was_asked_for_can_be_tried_again():
 
 def test_what_is_kept_has_failed_and_is_not_asked_for():
     play = Play("a")
-    scattered(play, 5)
-    play.report(play.workers[0], 0)
-    said = play.from_client(again(0, b"again", wanted=KEEP))
-    assert only(said, Resend) == []
+    (a,) = play.workers
+    assert runs(play.submit((), wanted=bytes([KEEP]), data=True)) == {}
     assert play.state(0) == "idle"
+    assert runs(play.retry(0)) == {a: [0]}
+    play.report(a, 0)
+    play.cancel(0)  # too late
+    assert play.state(0) == "done"
+    play, _ = lost_data()
+    play.cancel(0)
+    said = play.from_client(again(0, b"again", wanted=KEEP))
+    assert only(said, Resend) == only(said, Run) == []
+    assert play.states(0, 1) == ["erred", "erred"]
 
 
 def test_the_data_of_a_client_that_is_gone_is_lost():

@@ -833,6 +833,23 @@ def test_what_has_failed_is_kept_and_not_computed():
     assert play.scheduler.tasks.live == 0
 
 
+def test_a_wish_that_failed_and_is_tried_again_stays_one_whatever_a_client_that_comes_back_has_heard_of_it():
+    """It says that it has failed, and has not heard yet what was said since it came back."""
+    play = Play("a")
+    (a,) = play.workers
+    play.submit((), (0,), wanted=bytes([WISH, WISH]))
+    play.cancel(0)
+    play.retry(1)
+    assert play.states(0, 1) == ["sent", "sent"]
+    back = Submit(0, [0] * 2, ["x"] * 2, [(), (0,)], bytes([KEEP, WISH]), Options())
+    assert again(play, back) == []
+    assert only(play.report(a, 0), Done) == [(play.client, Done([0], [play.tid(0)], [10], [a], [None]))]
+    done = Done([0, 1], [play.tid(0), play.tid(1)], [10, 10], [a, a], [None, None])
+    play.report(a, 1)
+    assert again(play, back) == [(play.client, done)]  # and the same where it is done by then
+    assert play.states(0, 1) == ["done", "done"]
+
+
 def test_what_is_kept_is_forgotten_when_it_is_released():
     play = Play("a")
     play.submit((), wanted=bytes([KEEP]))
@@ -1030,6 +1047,48 @@ def test_nor_within_the_grace():
     assert play.hear() == []
     play.now = 1.0
     assert play.hear() == [(play.workers[0], Drop([-1])), (play.workers[0], Retired())]
+
+
+def test_one_that_is_to_stay_after_all_gets_tasks_again_and_is_not_told_to_go():
+    play, (a, b), orders = retiring_with_a_value()
+    play.submit((), workers=("a",))
+    assert play.state(1) == "ready"
+    assert play.scheduler.unretire(a)
+    assert runs(play.hear()) == {a: [1]}
+    assert play.from_worker(b, Fetched(list(orders), list(orders.values()))) == []
+    play.report(a, 1)
+    assert play.place(0) == a
+    play.scheduler.retire(
+        a
+    )  # then what the other one has fetched is not kept there for that: it is to say so once more
+    ((number, copy),) = [(n, message) for n, message in play.hear() if play.tid(0) in getattr(message, "sources", ())]
+    assert (number, copy.sources[play.tid(0)]) == (b, b)
+
+
+def test_one_that_was_told_to_go_cannot_stay():
+    play, (a, b), orders = retiring_with_a_value()
+    play.from_worker(b, Fetched(list(orders), list(orders.values())))
+    play.submit((), workers=("a",))
+    assert not play.scheduler.unretire(a)
+    assert play.hear() == []
+
+
+def test_one_that_stays_gets_what_is_everywhere():
+    play = Play("a", "b")
+    a, b = play.workers
+    for worker in (a, b):
+        play.from_worker(worker, Announce([], []))
+    play.submit(())
+    play.report(a, 0)  # it stays there, so that it does not go at once
+    play.submit((), workers=("b",))
+    play.scheduler.retire(a)
+    play.hear()
+    play.submit((), everywhere=True)
+    assert play.place(2) == b
+    assert only(play.report(b, 2), Copy) == []
+    assert play.scheduler.unretire(a)
+    ((number, copy),) = only(play.hear(), Copy)
+    assert (number, copy.sources) == (a, {play.tid(2): b})
 
 
 def test_without_anybody_else_it_stays():

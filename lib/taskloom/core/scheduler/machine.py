@@ -528,6 +528,9 @@ class Scheduler:
                     error = Lost("unknown", "the scheduler has forgotten it")
                     self.out.erred(block.client.number, counter, counter, error)
                 continue
+            if wanted & KEEP and tasks.wanted[slot] & WISH:
+                # it may have been tried again since, and what was said of that crosses this: it is wanted as before
+                wanted = wanted & ~KEEP | WISH
             if (
                 wanted != PIN or tasks.wanted[slot]
             ):  # what is needed by a later one that is here too has no use for a pin
