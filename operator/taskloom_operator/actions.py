@@ -116,7 +116,7 @@ class MakeSecret:
 class RotateToken:
     """Put a new token before the first one of a Secret, keep that as the second, and drop those after it.
 
-    In the same write its annotation ``taskloom.dev/rotate-token`` gets this value, and the write has the Secret's
+    In the same write its annotation ``taskloom.dev/rotated-for`` gets this value, and the write has the Secret's
     resourceVersion as its precondition: so it is done once for each value.
     """
 
