@@ -1,7 +1,7 @@
 """A strategic merge of what users write over what we make: of pod templates, with fields that we have never heard of too.
 
-As ``kubectl patch`` with its default type does it: objects are merged by field, null removes; lists whose items have a name are merged
-by it (see "patch merge key" in the API's reference); of other lists, the user's takes the place of ours. ``$patch: delete`` in an
+As ``kubectl patch`` with its default type does it: objects are merged by field, null removes; lists whose items have a name
+are merged by it (see "patch merge key" in the API's reference); of other lists, the user's takes the place of ours. ``$patch: delete`` in an
 item removes the one of that name, ``$patch: replace`` in an object replaces all of it.
 """
 
@@ -57,9 +57,7 @@ def _merged(field: str, ours: Any, theirs: Any) -> Any:
                 found[key] = _merged(key, found.get(key), value)
         return found
     if isinstance(theirs, Mapping):
-        return {
-            key: _merged(key, None, value) for key, value in theirs.items() if value is not None and key[:1] != "$"
-        }
+        return {key: _merged(key, None, value) for key, value in theirs.items() if value is not None and key[:1] != "$"}
     if isinstance(theirs, list):
         return _lists(field, ours if isinstance(ours, list) else [], theirs)
     return theirs
