@@ -41,6 +41,7 @@ TROUBLES = {
     "scheduler is deaf": 4,
     "worker retires": 8,
     "all workers but one retire": 2,
+    "retirement is called off": 6,
     "workers lose each other": 12,
     "workers are cut off": 6,
     "worker pauses": 10,
@@ -60,6 +61,7 @@ HARMLESS = (
     "scheduler is deaf",
     "worker retires",
     "all workers but one retire",
+    "retirement is called off",
     "worker pauses",
     "memory is full",
     "worker slows",
@@ -136,6 +138,7 @@ class SimulatedCluster:
         self.workers: dict[int, SimulatedWorker] = {}
         self.clients: list[SimulatedClient] = []
         self.cut: set[tuple[str, str]] = set()
+        self.staying: set[SimulatedWorker] = set()  # which were to go, and are to stay
         self.crashes: dict[tuple[bytes, int], int] = {}  # (client, counter) -> workers that died while running it
         self.ran: dict[tuple[bytes, int], int] = {}
         self.log: list[str] = []
@@ -205,6 +208,9 @@ class SimulatedCluster:
         """A worker process dies at once; another one may come. ``leaves``: it was told that it may go."""
         if not worker.alive:
             return
+        assert not (leaves and worker in self.staying), (
+            f"worker {worker.number} was to stay, and was told that it may go"
+        )
         worker.alive = False
         self.reasons += not leaves
         running = [worker.machine.running[key].tid for key in worker.executing if key not in worker.machine.stopping]
@@ -324,13 +330,35 @@ class SimulatedCluster:
         for worker in self._alive()[1:]:
             self._retire(worker)
 
-    def _retire(self, worker: SimulatedWorker) -> None:
+    def _retire(self, worker: SimulatedWorker, replaced: bool = True) -> None:
+        """A worker is to go. ``replaced``: another one comes, lest there be nobody to take its values."""
         if worker.number not in self.scheduler.machine.workers:
             return
         self.note(f"worker {worker.number} is to retire")
-        self.clock.at(1.0, partial(self._come_back, len(self.workers)))
+        self.staying.discard(worker)
+        if replaced:
+            self.clock.at(1.0, partial(self._come_back, len(self.workers)))
         self.scheduler.machine.retire(worker.number)
         self.scheduler.work()
+
+    def _retirement_is_called_off(self) -> None:
+        """Workers are to go, and after a while, if they were not told yet that they may, they are to stay; maybe for a while."""
+        for worker in self._some(self.draw.choice((1, 1, 2))):
+            self._retire(worker, replaced=False)
+            seconds = self.draw.choice((0.0, 0.0005, 0.005, 0.05, 0.2))
+            self.clock.at(seconds, partial(self._stay, self.scheduler, worker.number))
+
+    def _stay(self, scheduler: SimulatedScheduler, number: int) -> None:
+        if not scheduler.alive or number not in scheduler.machine.workers:
+            return
+        stays = scheduler.machine.unretire(number)
+        self.note(f"worker {number} is to stay{'' if stays else ', and was told that it may go'}")
+        worker = self.workers.get(number)
+        if stays and worker is not None:
+            self.staying.add(worker)
+            if self.draw.random() < 0.3:
+                self.clock.at(self.draw.choice((0.0, 0.005, 0.05)), partial(self._retire, worker))
+        scheduler.work()
 
     def _workers_lose_each_other(self) -> None:
         for worker, other in [self._some(2)] if len(self._alive()) > 1 else ():

@@ -221,6 +221,18 @@ def _retired_at_once(right: Callable[..., Any]) -> Callable[..., Any]:
     return evacuate
 
 
+def _stays_in_word_only(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, number: number not in self._retired
+
+
+def _stays_too_late(right: Callable[..., Any]) -> Callable[..., Any]:
+    def unretire(self: Scheduler, number: int) -> Any:
+        self._retired.discard(number)
+        return right(self, number)
+
+    return unretire
+
+
 def _same_number(right: Callable[..., Any]) -> Callable[..., Any]:
     def came(self: Scheduler, uuid: bytes) -> int:
         known = [client.number for client in self.clients.values() if client.uuid == uuid]
@@ -238,9 +250,9 @@ def _no_askers(right: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _keep_askers(right: Callable[..., Any]) -> Callable[..., Any]:
-    def disconnected(self: WorkerMachine) -> Any:
+    def disconnected(self: WorkerMachine, *withdrawn: Any) -> Any:
         askers = {tid: list(found) for tid, found in self.askers.items()}
-        actions = right(self)
+        actions = right(self, *withdrawn)
         self.askers.update(askers)
         return actions
 
@@ -318,6 +330,22 @@ MUTATIONS = (
     Mutation("resources are not given back", Scheduler, "_take_off", _keep_resources),
     Mutation("restrictions to workers do not count", Placing, "may_run", _always),
     Mutation("a worker that is to go goes with its values", Scheduler, "_evacuate", _retired_at_once),
+    Mutation("a worker that is to stay after all goes", Scheduler, "unretire", _stays_in_word_only),
+    Mutation("a worker that was told to go is to stay", Scheduler, "unretire", _stays_too_late),
+    Mutation(
+        "a worker that stays gets nothing that waited for it",
+        Scheduler,
+        "unretire",
+        _without(Placing, "came"),
+        ("retirement is called off",),
+    ),
+    Mutation(
+        "a worker that stays does not get what is everywhere",
+        Scheduler,
+        "unretire",
+        _without(Spreading, "came"),
+        ("retirement is called off",),
+    ),
     Mutation("a worker that is paused runs nothing", WorkerMachine, "_begin", _sleep_when_paused),
     Mutation("nobody is asked for data that is lost", Outbox, "resend", _nothing),
     Mutation("a client that is asked for data does not answer", ClientMachine, "to_send", _empty),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import islice, pairwise
+from itertools import pairwise
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -12,26 +11,9 @@ from taskloom.core.client import FAILED, READY, ClientMachine
 from taskloom.core.messages import PIN, WISH, Ask, Done, ForgetFunctions, Functions, Options, Pending, Status, Unask
 from taskloom.core.scheduler.checks import CheckedScheduler
 from taskloom.core.scheduler.machine import CLIENT, WORKER
-from taskloom.core.worker import (
-    ClosePeers,
-    Discard,
-    Ended,
-    Forget,
-    Got,
-    Keep,
-    Leave,
-    Paused,
-    PeerLost,
-    Raised,
-    Rename,
-    Send,
-    Start,
-    Stop,
-    Unready,
-    Withdraw,
-    WorkerMachine,
-)
+from taskloom.core.worker import Ended, Got, Paused, PeerLost, Raised, Start, WorkerMachine
 from taskloom.testing.network import Link, Peering
+from taskloom.testing.threads import Threads
 
 if TYPE_CHECKING:
     from taskloom.testing.cluster import SimulatedCluster
@@ -91,25 +73,18 @@ class SimulatedScheduler:
         self.work()
 
 
-class SimulatedWorker:
-    """A worker process: its machine, values, and threads that take their time."""
+class SimulatedWorker(Threads):
+    """A worker process: its connections, what slows it, what of it dies."""
 
     def __init__(self, cluster: SimulatedCluster, name: str, threads: int, resources: dict[str, float]) -> None:
         self.cluster = cluster
         self.name = name
-        self.threads = threads
         self.resources = resources
         self.speed = cluster.draw.choice((1.0, 1.0, 1.0, 0.3, 5.0))
         self.limit = cluster.draw.choice((0, 0, 10**5, 10**6, 5 * 10**6))  # of its memory: values take up to 10**6
         self.slow = 1.0  # for some time, so many times slower
-        self.alive = True
-        self.machine = WorkerMachine(threads, resources, cluster.draw.choice((0.0, 0.0, 0.002, 0.05)))
-        self.values: dict[int, Any] = {}
-        self.results: dict[tuple[int, int], Any] = {}
+        super().__init__(WorkerMachine(threads, resources, cluster.draw.choice((0.0, 0.0, 0.002, 0.05))), threads)
         self.functions: dict[int, Any] = {}
-        self.stopped: set[tuple[int, int]] = set()
-        self.queue: deque[Start] = deque()  # handed over
-        self.executing: dict[tuple[int, int], None] = {}  # what threads are at
         self.joined: SimulatedScheduler | None = None
         self.up: Link | None = None
         self.down: Link | None = None
@@ -181,88 +156,44 @@ class SimulatedWorker:
         if self.up is not None:
             self.up.send(Status(paused, []))
 
-    def handle(self, events: list[Any]) -> None:
+    @property
+    def now(self) -> float:
+        return self.cluster.clock.now
+
+    def handle(self, events: Sequence[Any]) -> None:
         """Let the machine take events in, and do what it says."""
-        if not self.alive:
-            return
+        super().handle(events)
         machine = self.machine
-        self.do(machine.handle(events, self.cluster.clock.now))
-        self._next()
         # Whatever pauses or waits: something runs where something can.
-        if machine.tasks and not machine.running:
+        if self.alive and machine.tasks and not machine.running:
             for task in machine.tasks.values():
                 assert task.missing or any(d not in machine.data for d in task.deps), (
                     f"worker {self.number} runs nothing and could run {task.tid}"
                 )
 
-    def do(self, actions: list[Any]) -> None:
-        """Do what the machine says."""
-        withdrawn: list[Any] = []
-        for action in actions:
-            kind = type(action)
-            if kind is Start:
-                self.queue.append(action)
-            elif kind is Stop:
-                self.stopped.add((action.grant, action.tid))
-            elif kind is Withdraw:
-                keys = [(task.grant, task.tid) for task in self.queue if (task.grant, task.tid) in action.keys]
-                keys = [key for key in keys if key not in self.stopped]
-                self.queue = deque([task for task in self.queue if (task.grant, task.tid) not in keys])
-                withdrawn += [Unready(*key) for key in keys]
-            elif kind is Keep:
-                self.values[action.name] = self.results.pop((action.grant, action.tid))
-            elif kind is Discard:
-                del self.results[action.grant, action.tid]
-            elif kind is Forget:
-                for tid in action.tids:
-                    self.values.pop(tid, None)
-            elif kind is Send:
-                values = [self.values[tid] for tid in action.tids]
-                action.peer.back.send((action.serial, list(action.tids), values))
-            elif kind is Rename:
-                for old, new in action.names.items():
-                    self.values[new] = self.values.pop(old)
-            elif kind is ClosePeers:
-                peers, self.peers = self.peers, {}
-                for peering in peers.values():
-                    peering.close()
-                incoming, self.incoming = self.incoming, {}
-                for peering in incoming:
-                    peering.refuse()
-            elif kind is Leave:
-                self.cluster.note(f"worker {self.number} leaves")
-                self.cluster.kill(self, leaves=True)
-            elif action.peer is None:
-                if self.up is not None:
-                    self.up.send(action.message)
-            else:
-                self._ask(action.peer, action.message)
-        if withdrawn:
-            self.handle(withdrawn)
+    def close_peers(self) -> None:
+        peers, self.peers = self.peers, {}
+        for peering in peers.values():
+            peering.close()
+        incoming, self.incoming = self.incoming, {}
+        for peering in incoming:
+            peering.refuse()
 
-    def _next(self) -> None:
-        """Let a thread that has nothing to do begin what was handed over."""
-        at = 0
-        while self.alive and at < len(self.queue) and len(self.executing) < self.threads:
-            action = self.queue[at]
-            key = action.grant, action.tid
-            coming = {tid for _, tid in self.executing} | {other.tid for other in islice(self.queue, at)}
-            if key not in self.stopped and any(d not in self.values and d in coming for d in action.deps):
-                at += 1  # it was handed over together with what makes its input
-                continue
-            del self.queue[at]
-            if key in self.stopped:
-                self.stopped.discard(key)
-                self.handle([Raised(*key, "stopped")])
-            elif all(d in self.values for d in action.deps):
-                self._begin(action, [self.values[d] for d in action.deps])
-            else:
-                self.handle([Unready(*key)])
+    def leave(self) -> None:
+        self.cluster.note(f"worker {self.number} leaves")
+        self.cluster.kill(self, leaves=True)
 
-    def _begin(self, action: Start, inputs: list[Any]) -> None:
-        cluster, key = self.cluster, (action.grant, action.tid)
+    def give(self, peer: Peering, serial: int, tids: Sequence[int], values: list[Any]) -> None:
+        peer.back.send((serial, list(tids), values))
+
+    def say(self, message: Any) -> None:
+        if self.up is not None:
+            self.up.send(message)
+
+    def begin(self, key: tuple[int, int], action: Start) -> None:
+        cluster = self.cluster
         function = self.functions[action.function]
-        self.executing[key] = None
+        inputs = [self.values[d] for d in action.deps]
         cluster.began(self, action)
         seconds = cluster.duration(function) * self.speed * self.slow
 
@@ -290,7 +221,7 @@ class SimulatedWorker:
 
         cluster.clock.at(seconds, end)
 
-    def _ask(self, peer: int, message: Any) -> None:
+    def ask(self, peer: int, message: Any) -> None:
         """Say something to another worker; the connection is made when it is needed."""
         peering = self.peers.get(peer)
         if peering is None:

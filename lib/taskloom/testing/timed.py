@@ -14,36 +14,17 @@ range(0, 3)
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
 from heapq import heappop, heappush
-from itertools import islice
 from typing import Any, NamedTuple
 
 from taskloom.core.client import PENDING, ClientMachine
 from taskloom.core.messages import WISH, Options
 from taskloom.core.scheduler.machine import CLIENT, WORKER, Scheduler
-from taskloom.core.worker import (
-    AskerLost,
-    Discard,
-    Ended,
-    Forget,
-    Got,
-    Keep,
-    Leave,
-    PeerAsks,
-    PeerLost,
-    Raised,
-    Say,
-    Send,
-    Start,
-    Stop,
-    Unready,
-    Withdraw,
-    WorkerMachine,
-)
+from taskloom.core.worker import AskerLost, Ended, Got, PeerAsks, PeerLost, Start, WorkerMachine
 from taskloom.testing.network import Clock
+from taskloom.testing.threads import Threads
 
 __all__ = ["Job", "TimedCluster", "TimedWorker", "list_schedule"]
 
@@ -73,8 +54,8 @@ def list_schedule(seconds: Iterable[float], threads: int) -> float:
     return end
 
 
-class TimedWorker:
-    """A worker that takes its time.
+class TimedWorker(Threads):
+    """A worker whose tasks take the time that their jobs say; its values are their bytes.
 
     Attributes:
         nbytes: what its values take now; ``peak``: what they took at most.
@@ -82,65 +63,39 @@ class TimedWorker:
     """
 
     def __init__(self, cluster: TimedCluster, name: str, threads: int, limit: int) -> None:
+        super().__init__(WorkerMachine(threads, ahead=cluster.ahead), threads)
         self.cluster = cluster
         self.name = name
-        self.threads = threads
-        self.alive = True
-        self.machine = WorkerMachine(threads, ahead=cluster.ahead)
-        self.values: dict[int, int] = {}
-        self.results: dict[tuple[int, int], int] = {}
-        self.queue: deque[Start] = deque()
-        self.executing: dict[tuple[int, int], None] = {}
-        self.stopped: set[tuple[int, int]] = set()
         self.nbytes = self.peak = 0
         self.busy = 0.0
         self.number = cluster.scheduler.worker_came(name, threads, limit)
         cluster.workers[self.number] = self
-        self._do(self.machine.connected(self.number))
+        self.do(self.machine.connected(self.number))
 
-    def handle(self, events: Sequence[Any]) -> None:
-        """Let the machine take events in, and do what it says."""
-        if self.alive:
-            self._do(self.machine.handle(events, self.cluster.clock.now))
-            self._next()
+    @property
+    def now(self) -> float:
+        return self.cluster.clock.now
 
-    def _holds(self, tid: int, size: int) -> None:
-        self.values[tid] = size
-        self.nbytes += size
+    def store(self, tid: int, value: int) -> None:
+        self.values[tid] = value
+        self.nbytes += value
         self.peak = max(self.peak, self.nbytes)
 
-    def _do(self, actions: Sequence[Any]) -> None:
-        cluster = self.cluster
-        withdrawn: list[Any] = []
-        for action in actions:
-            kind = type(action)
-            if kind is Withdraw:
-                keys = [task.key for task in self.queue if task.key in action.keys and task.key not in self.stopped]
-                self.queue = deque([task for task in self.queue if task.key not in keys])
-                withdrawn += [Unready(*key) for key in keys]
-            elif kind is Start:
-                self.queue.append(action)
-            elif kind is Stop:
-                self.stopped.add((action.grant, action.tid))
-            elif kind is Keep:
-                self._holds(action.name, self.results.pop((action.grant, action.tid)))
-            elif kind is Discard:
-                del self.results[action.grant, action.tid]
-            elif kind is Forget:
-                for tid in action.tids:
-                    self.nbytes -= self.values.pop(tid, 0)
-            elif kind is Send:
-                sizes = [self.values[tid] for tid in action.tids]
-                seconds = cluster.latency + sum(sizes) / cluster.bandwidth
-                cluster.clock.at(seconds, partial(action.peer.take, self.number, action.serial, action.tids, sizes))
-            elif kind is Leave:
-                cluster.kill(self)
-            elif kind is Say and action.peer is None:
-                cluster.say(WORKER, self.number, action.message)
-            elif kind is Say:
-                cluster.clock.at(cluster.latency, partial(self._ask, action.peer, action.message))
-        if withdrawn:
-            self.handle(withdrawn)
+    def discard(self, tid: int) -> None:
+        self.nbytes -= self.values.pop(tid, 0)
+
+    def say(self, message: Any) -> None:
+        self.cluster.say(WORKER, self.number, message)
+
+    def leave(self) -> None:
+        self.cluster.kill(self)
+
+    def give(self, peer: TimedWorker, serial: int, tids: Sequence[int], values: list[int]) -> None:
+        seconds = self.cluster.latency + sum(values) / self.cluster.bandwidth
+        self.cluster.clock.at(seconds, partial(peer.take, self.number, serial, tids, values))
+
+    def ask(self, peer: int, message: Any) -> None:
+        self.cluster.clock.at(self.cluster.latency, partial(self._ask, peer, message))
 
     def _ask(self, number: int, message: Any) -> None:
         other = self.cluster.workers.get(number)
@@ -154,30 +109,13 @@ class TimedWorker:
         if self.alive:
             for tid, size in zip(tids, sizes, strict=True):
                 if tid not in self.values:
-                    self._holds(tid, size)
+                    self.store(tid, size)
             self.handle([Got(number, serial, tids, sizes)])
 
-    def _next(self) -> None:
-        at = 0
-        while at < len(self.queue) and len(self.executing) < self.threads and self.alive:
-            action = self.queue[at]
-            key = action.grant, action.tid
-            if key not in self.stopped and any(d not in self.values for d in action.deps):
-                coming = {tid for _, tid in self.executing} | {other.tid for other in islice(self.queue, at)}
-                if any(d in coming for d in action.deps):
-                    at += 1  # it was handed over together with what makes its input
-                    continue
-            del self.queue[at]
-            if key in self.stopped:
-                self.stopped.discard(key)
-                self.handle([Raised(*key, "stopped")])
-            elif all(d in self.values for d in action.deps):
-                self.executing[key] = None
-                self.cluster.ran += 1
-                seconds, nbytes = action.args
-                self.cluster.clock.at(seconds, partial(self._end, key, seconds, nbytes))
-            else:
-                self.handle([Unready(*key)])
+    def begin(self, key: tuple[int, int], action: Start) -> None:
+        self.cluster.ran += 1
+        seconds, nbytes = action.args
+        self.cluster.clock.at(seconds, partial(self._end, key, seconds, nbytes))
 
     def _end(self, key: tuple[int, int], seconds: float, nbytes: int) -> None:
         if not self.alive:

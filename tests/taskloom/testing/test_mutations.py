@@ -20,6 +20,10 @@ def documented():
     return {match["name"]: int(match["seed"]) for match in map(ROW.fullmatch, rows) if match}
 
 
+def test_none_is_found_because_it_is_written_wrongly():
+    assert "TypeError" not in DOCUMENT.read_text().split(BEGIN)[1].split(END)[0]
+
+
 def test_the_document_has_them_all():
     assert list(documented()) == [mutation.name for mutation in MUTATIONS]
     assert max(documented().values()) < WITHIN
