@@ -150,6 +150,8 @@ def _structural(schema: Mapping[str, Any], known: Mapping[str, Any], defaults: b
     if "anyOf" in found and "x-kubernetes-int-or-string" not in found:
         (one,) = [option for option in found.pop("anyOf") if option != {"type": "null"}]
         return _structural({**one, **found}, known, defaults)
+    if "description" in found:
+        found["description"] = " ".join(found["description"].split())
     if found.get("x-kubernetes-int-or-string"):
         return found
     if "items" in found:
@@ -170,13 +172,13 @@ def crd(kind: Kind) -> dict[str, Any]:
     """The CustomResourceDefinition of a kind, as its JSON is."""
     root = kind.resource.model_json_schema(by_alias=True)
     schema: dict[str, Any] = {
-        "description": root["description"],
+        "description": " ".join(root["description"].split()),
         "type": "object",
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string", "description": f"{GROUP}/{VERSION}"},
             "kind": {"type": "string", "description": kind.name},
-            "metadata": {"type": "object"},
+            "metadata": {"type": "object", "properties": {"name": {"type": "string"}}},
             "spec": schema_of(kind.spec),
             "status": schema_of(kind.status, defaults=False),
         },

@@ -31,6 +31,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
 from taskloom_operator.spec.quantities import LONGEST, PATTERN, QuantityError, quantity, whole
 
@@ -112,7 +113,7 @@ class Model(BaseModel):
     def _keep_rules(self) -> Self:
         for rule in self.rules:
             if rule.holds is not None and not rule.holds(self):
-                raise ValueError(rule.message)
+                raise PydanticCustomError("rule", "{message}", {"message": rule.message, "field": rule.field})
         return self
 
 
@@ -267,6 +268,12 @@ class WorkerFields(Model):
             lambda self: self.replicas is not None or self.autoscale is not None,
             ".replicas",
         ),
+        Rule(
+            "!has(self.taskResources) || self.taskResources.all(name, name != '' && !name.contains('='))",
+            "names of taskResources are not empty, and have no '=' in them",
+            lambda self: all(name and "=" not in name for name in self.task_resources or ()),
+            ".taskResources",
+        ),
     )
 
     replicas: Count | None = None
@@ -280,7 +287,7 @@ class WorkerFields(Model):
     the container's memory limit."""
     resources: Resources | None = None
     """Requests and limits of the worker's container, as in a pod."""
-    task_resources: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    task_resources: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(max_length=64)] | None = None
     """What tasks can ask for by name (client.submit(f, resources={"gpu": 1})), and how much of it each worker has."""
     pod_template: PodTemplate | None = None
     """Changes to the pods that the operator makes: a strategic merge of metadata and spec. The worker's container has the name
@@ -467,9 +474,8 @@ class Resource(Model):
 
 
 def _complaint(error: Any) -> str:
-    path = ".".join(
-        str(part) for part in error["loc"] if part not in ("int", "str")
-    )  # pydantic names members of unions too
+    place = [str(part) for part in error["loc"] if part not in ("int", "str")]  # pydantic names members of unions too
+    path = (".".join(place) + error.get("ctx", {}).get("field", "")).lstrip(".")
     said = error["msg"].removeprefix("Value error, ")
     return f"{path}: {said}" if path else said
 
@@ -477,9 +483,10 @@ def _complaint(error: Any) -> str:
 def _name_rule(kind: str, longest: int = _LONGEST_NAME) -> Rule:
     return Rule(
         f"self.metadata.name.size() <= {longest} && self.metadata.name.matches('^{_NAME.pattern}$')",
-        f"metadata.name: a {kind} has a name of lower-case letters, digits and '-' that begins with a letter, of at most "
+        f"a {kind} has a name of lower-case letters, digits and '-' that begins with a letter, of at most "
         f"{longest} characters, because names of pods and Services are made of it",
         lambda self: len(self.metadata.name) <= longest and _NAME.fullmatch(self.metadata.name) is not None,
+        ".metadata.name",
     )
 
 
@@ -522,14 +529,16 @@ class TaskWorkerGroup(Resource):
         _name_rule("TaskWorkerGroup"),
         Rule(
             "self.metadata.name != 'default'",
-            "metadata.name: the group 'default' is the cluster's own workers; take another name",
+            "the group 'default' is the cluster's own workers; take another name",
             lambda self: self.metadata.name != "default",
+            ".metadata.name",
         ),
         Rule(
             f"self.metadata.name.size() + self.spec.cluster.size() <= {_LONGEST_PAIR}",
-            f"metadata.name and spec.cluster together have at most {_LONGEST_PAIR} characters, because names of pods are made of "
+            f"name and spec.cluster together have at most {_LONGEST_PAIR} characters, because names of pods are made of "
             "both",
             lambda self: len(self.metadata.name) + len(self.spec.cluster) <= _LONGEST_PAIR,
+            ".metadata.name",
         ),
     )
 
