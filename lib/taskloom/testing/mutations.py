@@ -51,7 +51,8 @@ class Mutation(NamedTuple):
 
 @contextmanager
 def replaced(owner: type, method: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Have a class do something else for a while."""
+    """Have a class, or that of its bases which has the method, do something else for a while."""
+    owner = next(base for base in owner.__mro__ if method in base.__dict__)
     right = owner.__dict__[method]
     setattr(owner, method, staticmethod(make(right.__func__)) if isinstance(right, staticmethod) else make(right))
     try:

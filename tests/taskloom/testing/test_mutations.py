@@ -37,8 +37,8 @@ def test_it_is_noticed(name):
 
 
 def test_a_rule_holds_again_afterwards():
-    method = MUTATIONS[0].owner.__dict__[MUTATIONS[0].method]
+    method = getattr(MUTATIONS[0].owner, MUTATIONS[0].method)
     with MUTATIONS[0].in_force():
-        assert MUTATIONS[0].owner.__dict__[MUTATIONS[0].method] is not method
-    assert MUTATIONS[0].owner.__dict__[MUTATIONS[0].method] is method
+        assert getattr(MUTATIONS[0].owner, MUTATIONS[0].method) is not method
+    assert getattr(MUTATIONS[0].owner, MUTATIONS[0].method) is method
     SimulatedCluster(find(MUTATIONS[0])[0]).run()

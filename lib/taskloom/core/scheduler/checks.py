@@ -7,11 +7,9 @@ from typing import Any
 from taskloom.core.messages import KEEP
 from taskloom.core.scheduler.machine import TRANSITIONS, Scheduler
 from taskloom.core.scheduler.spreading import AT_ONCE
-from taskloom.core.scheduler.state import AWAY, DONE, ERRED, FREE, IDLE, NAMES, READY, SENT, WAITING
+from taskloom.core.scheduler.state import ACTIVE, AWAY, DONE, ERRED, FREE, IDLE, NAMES, READY, SENT, WAITING
 
 __all__ = ["CheckedScheduler", "InvariantError", "TransitionError", "story", "validate"]
-
-_ACTIVE = (WAITING, READY, SENT)
 
 
 class InvariantError(AssertionError):
@@ -115,12 +113,12 @@ def validate(scheduler: Scheduler) -> None:
             require(slot in tasks.followers(d), slot, f"needs {d}, which does not know")
         for f in followers:
             require(slot in tasks.deps[f], slot, f"has the dependent {f}, which does not need it")
-        uses = (0 < tasks.wanted[slot] < KEEP) + sum(tasks.state[f] in _ACTIVE for f in followers)
+        uses = (0 < tasks.wanted[slot] < KEEP) + sum(tasks.state[f] in ACTIVE for f in followers)
         require(tasks.uses[slot] == uses, slot, f"is counted {tasks.uses[slot]} times as needed, and is {uses} times")
         require(
             not (tasks.wanted[slot] and block.client.number not in scheduler.clients), slot, "is wanted by nobody there"
         )
-        if state in _ACTIVE:
+        if state in ACTIVE:
             undone = sum(tasks.state[d] != DONE for d in deps)
             unplaced = sum(tasks.state[d] not in (SENT, DONE) for d in deps) + (tasks.args[slot] is AWAY)
             require(state == WAITING or tasks.args[slot] is not AWAY, slot, "is to run, and its data is not here")

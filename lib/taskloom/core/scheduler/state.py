@@ -23,15 +23,17 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from taskloom.core.messages import Options
+from taskloom.core.messages import KEEP, PIN, WISH, Options
 
 __all__ = [
+    "ACTIVE",
     "AWAY",
     "DONE",
     "ERRED",
     "FREE",
     "IDLE",
     "NAMES",
+    "NEEDS",
     "READY",
     "SENT",
     "WAITING",
@@ -47,6 +49,11 @@ __all__ = [
 
 FREE, IDLE, WAITING, READY, SENT, DONE, ERRED = range(7)
 NAMES = ("free", "idle", "waiting", "ready", "sent", "done", "erred")
+
+ACTIVE = frozenset((WAITING, READY, SENT))
+
+# whether what a client says of a task makes it needed: a wish or a pin does, unless it has failed and is only kept
+NEEDS = bytes([bool(flags & (WISH | PIN)) and not flags & KEEP for flags in range(256)])
 
 SLOT = 0xFFFFFFFF  # the part of a tid that is the slot
 DATA = 1 << 62  # so much before all others goes data that a client has
