@@ -189,6 +189,7 @@ class Plan:
         tail: of a job: the pod whose last log lines are to be known, likewise (``ObservedJob.tail``); "": none.
         again: seconds after which to look again though nothing has happened; None: not needed.
         look: whether the Secret has to be read again, because something seems to be wrong with it.
+        threads: that a worker has which may come, for the question of the wish.
     """
 
     actions: tuple[Action, ...] = ()
@@ -197,3 +198,4 @@ class Plan:
     tail: str = ""
     again: float | None = None
     look: bool = False
+    threads: int = 1

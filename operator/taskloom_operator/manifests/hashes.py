@@ -1,8 +1,8 @@
 """What of a spec shapes a pod, as a hash: another one, and the pod is replaced.
 
 Only what the user wrote counts, never what is made of it: an operator that makes other pods of the same spec replaces none.
-For that, too, a field that is absent and one that has its default are the same: a new field with a default in the CRD comes
-into every spec that is there.
+What is empty is as what is absent, and only the fields named here count: a new field with a default comes into every spec that
+is there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 __all__ = ["scheduler_hash", "worker_hash"]
 
-_PULL_POLICY = "IfNotPresent"
 _SHAPE = ("image", "threads", "memoryLimit", "resources", "taskResources", "podTemplate")
 
 
@@ -35,18 +34,13 @@ def _hash(written: Mapping[str, Any]) -> str:
 
 
 def _common(cluster: Mapping[str, Any]) -> dict[str, Any]:
-    policy = cluster.get("imagePullPolicy")
-    return {
-        "image": cluster.get("image"),
-        "imagePullPolicy": None if policy == _PULL_POLICY else policy,
-        "imagePullSecrets": cluster.get("imagePullSecrets"),
-    }
+    return {name: cluster.get(name) for name in ("image", "imagePullPolicy", "imagePullSecrets")}
 
 
 def worker_hash(cluster: Mapping[str, Any], workers: Mapping[str, Any]) -> str:
     """Of the spec of a TaskCluster, and that of a group: ``spec.workers`` or the spec of a TaskWorkerGroup.
 
-    >>> worker_hash({}, {"replicas": 1}) == worker_hash({"imagePullPolicy": "IfNotPresent"}, {"replicas": 7, "threads": None})
+    >>> worker_hash({}, {"replicas": 1}) == worker_hash({"suspend": True}, {"replicas": 7, "threads": None})
     True
     >>> worker_hash({}, {"threads": 1}) == worker_hash({}, {"threads": 2})
     False

@@ -10,6 +10,7 @@ from taskloom_operator import names
 
 __all__ = [
     "DEATHS",
+    "DEFAULT_IMAGE",
     "JOB",
     "SCHEDULER",
     "SCRIPT",
@@ -27,6 +28,11 @@ __all__ = [
 SCHEDULER = "scheduler"
 WORKER = "worker"
 JOB = "job"
+
+# annotations of the Deployment
+DEFAULT_IMAGE = (
+    "taskloom.dev/default-image"  # what it was given where the spec names none; it stays so with a newer operator
+)
 
 # annotations of pods
 SERIAL = "taskloom.dev/serial"  # the how manieth worker of its group

@@ -101,10 +101,13 @@ def deployment(cluster: Mapping[str, Any], settings: Settings, image: str, repli
         pod["spec"]["imagePullSecrets"] = secrets
     template = pods.finish(pod, scheduler.get("podTemplate"))
     pods.tolerate(template["spec"], PATIENCE)
+    metadata = _metadata(cluster, names.scheduler_name(name), naming.SCHEDULER)
+    if not spec.get("image"):
+        metadata["annotations"] = {naming.DEFAULT_IMAGE: image}
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": _metadata(cluster, names.scheduler_name(name), naming.SCHEDULER),
+        "metadata": metadata,
         "spec": {
             "replicas": replicas,
             "revisionHistoryLimit": 1,
