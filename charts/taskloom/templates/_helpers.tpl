@@ -1,0 +1,113 @@
+{{/* What names of objects begin with. */}}
+{{- define "taskloom.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The operator's Deployment, roles and so on. */}}
+{{- define "taskloom.operator" -}}
+{{- printf "%s-operator" (include "taskloom.fullname" .) -}}
+{{- end -}}
+
+{{/* What does not belong to a namespace has it in its name, so that two releases do not meet. */}}
+{{- define "taskloom.clusterName" -}}
+{{- printf "%s-%s-operator" .Release.Namespace (include "taskloom.fullname" .) -}}
+{{- end -}}
+
+{{- define "taskloom.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "taskloom.operator" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "taskloom.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: taskloom
+{{- end -}}
+
+{{/* What the operator's pods are found by. */}}
+{{- define "taskloom.selector" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end -}}
+
+{{/* An image, of a dictionary with image and root. */}}
+{{- define "taskloom.image" -}}
+{{- $tag := default .root.Chart.AppVersion .image.tag -}}
+{{- if hasPrefix "sha256:" $tag -}}
+{{- printf "%s@%s" .image.repository $tag -}}
+{{- else -}}
+{{- printf "%s:%s" .image.repository $tag -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Where `helm test` makes its cluster: in a namespace that the operator looks at. */}}
+{{- define "taskloom.testNamespace" -}}
+{{- if and .Values.watchNamespaces (not (has .Release.Namespace .Values.watchNamespaces)) -}}
+{{- first .Values.watchNamespaces -}}
+{{- else -}}
+{{- .Release.Namespace -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+What the operator may do, where it looks: neither more nor in other words than what it does.
+No rule names Secrets: theirs are called after the clusters, which are not known here, and a rule with names cannot allow
+"create" anyway. It reads, makes and changes them one by one; it cannot list or watch them, so that it finds none whose name it
+does not know.
+*/}}
+{{- define "taskloom.rules" -}}
+- apiGroups: [taskloom.dev]
+  resources: [taskclusters, taskworkergroups, taskjobs]
+  verbs: [get, list, watch, patch]
+- apiGroups: [taskloom.dev]
+  resources: [taskclusters/status, taskworkergroups/status, taskjobs/status]
+  verbs: [patch]
+# a TaskJob has a TaskCluster made; and what is finished is deleted after a while
+- apiGroups: [taskloom.dev]
+  resources: [taskclusters]
+  verbs: [create, delete]
+- apiGroups: [taskloom.dev]
+  resources: [taskjobs]
+  verbs: [delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, create, patch, delete]
+# the last lines of a TaskJob's program
+- apiGroups: [""]
+  resources: [pods/log]
+  verbs: [get]
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, create, patch]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: ["", events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}
