@@ -194,6 +194,21 @@ SETTINGS: dict[str, Setting] = {
             _port,
         ),
         Setting(
+            "cluster.probe_port",
+            "int",
+            None,
+            "where `taskloom scheduler` answers, in plain HTTP, whether it lives and is ready; by default nowhere",
+            _port,
+        ),
+        Setting(
+            "cluster.certificate",
+            "str",
+            None,
+            "a PEM file with the certificate that the scheduler shows off loopback; by default it makes one itself",
+            _text,
+        ),
+        Setting("cluster.key", "str", None, "a PEM file with its key; by default it is in the same file", _text),
+        Setting(
             "cluster.grace",
             "float",
             1.0,

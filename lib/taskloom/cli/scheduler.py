@@ -19,12 +19,39 @@ __all__ = ["command"]
     help="Where to serve state, metrics and wishes over HTTP; 0: any free port; -1: not at all.  [default: 8787]",
 )
 @click.option(
+    "--probe-port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Where it answers in plain HTTP, at all addresses and without the token, whether it lives (/api/v1/health) and is ready "
+    "(/api/v1/ready).  [default: nowhere]",
+)
+@click.option(
+    "--certificate",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="The certificate (PEM) that it shows off loopback.  [default: one that it makes itself]",
+)
+@click.option(
+    "--key",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="The certificate's key (PEM).  [default: in the same file]",
+)
+@click.option(
     "--grace",
     type=click.FloatRange(min=0.0),
     metavar="SECONDS",
     help="How long to wait, after a restart, for workers to come back with what they have.  [default: 1]",
 )
-def command(host: str | None, port: int | None, http_port: int | None, grace: float | None) -> None:
+def command(
+    host: str | None,
+    port: int | None,
+    http_port: int | None,
+    probe_port: int | None,
+    certificate: str | None,
+    key: str | None,
+    grace: float | None,
+) -> None:
     """Run a scheduler, until Ctrl-C.
 
     Workers and clients connect to it; who connects must know the token. It is made the first time, in
@@ -54,4 +81,7 @@ def command(host: str | None, port: int | None, http_port: int | None, grace: fl
         grace,
         None if wished < 0 else (host, wished),
         http_may_fail=http_port is None,
+        probe_port=setting("cluster.probe_port") if probe_port is None else probe_port,
+        certificate=certificate or setting("cluster.certificate"),
+        key=key or setting("cluster.key"),
     )

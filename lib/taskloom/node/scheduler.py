@@ -36,6 +36,7 @@ from taskloom.core.scheduler.machine import CLIENT, WORKER, OffenceError, Schedu
 from taskloom.errors import CommError, ProtocolError
 from taskloom.net import Connection, Listener, Options, Token, listen
 from taskloom.net.inproc import InprocListener
+from taskloom.net.security import Security, own_security
 from taskloom.node.hosts import Host, Hosts
 from taskloom.node.process import collect_seldom, tell_defects
 from taskloom.node.queries import Queries
@@ -128,12 +129,18 @@ class SchedulerNode:
         self._leaving: dict[int, asyncio.TimerHandle] = {}  # clients that may come back
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def start(self, address: str = "tcp://127.0.0.1:0", sock: socket.socket | None = None) -> str:
+    async def start(
+        self,
+        address: str = "tcp://127.0.0.1:0",
+        sock: socket.socket | None = None,
+        security: Security | None = None,
+    ) -> str:
         """Listen.
 
         Args:
             address: where.
             sock: a socket that is bound there and listens already.
+            security: certificates; None: one that this process makes itself.
 
         Returns:
             The address, with its port.
@@ -143,7 +150,12 @@ class SchedulerNode:
         """
         self._loop = asyncio.get_running_loop()
         self.listener = await listen(
-            address, self._came, token=self.token, role="scheduler", options=Options(kinds=KINDS), sock=sock
+            address,
+            self._came,
+            token=self.token,
+            role="scheduler",
+            options=Options(kinds=KINDS, security=security),
+            sock=sock,
         )
         return str(self.listener.address)
 
@@ -402,6 +414,9 @@ async def serve(
     incarnation: int | None = None,
     http: tuple[str, int] | None = None,
     http_may_fail: bool = False,
+    probe_port: int | None = None,
+    certificate: str | None = None,
+    key: str | None = None,
     tell: Callable[[str], object] | None = None,
 ) -> None:
     """Be a scheduler until this is cancelled.
@@ -413,18 +428,21 @@ async def serve(
         grace, incarnation: see :class:`SchedulerNode`.
         http: host and port of the HTTP interface; None: there is none.
         http_may_fail: whether to go on without it where its port is taken.
+        probe_port: where health and readiness can be asked for in plain HTTP, at all addresses; None: nowhere.
+        certificate, key: PEM files with what it shows off loopback; None: it makes a certificate itself.
         tell: called with the address when it listens.
     """
     collect_seldom()
     tell_defects(asyncio.get_running_loop(), "taskloom scheduler")
     sock = None if fd is None else socket.socket(fileno=fd)
+    security = None if certificate is None else own_security(certificate, key)
     node = SchedulerNode(token, incarnation, grace)
-    found = await node.start(address, sock)
+    found = await node.start(address, sock, security)
     server = None
     if http is not None:
         from taskloom.node.http import HttpServer
 
-        server = HttpServer(node, *http, token=token)
+        server = HttpServer(node, *http, token=token, security=security)
         try:
             await server.start()
         except OSError as error:
@@ -432,11 +450,21 @@ async def serve(
                 raise
             print(f"taskloom scheduler: no HTTP at port {http[1]}: {error.strerror}. See --http-port", file=sys.stderr)
             server = None
+    probes = None
+    if probe_port is not None:
+        from taskloom.node.http import ProbeServer
+
+        probes = ProbeServer(
+            lambda: {"ready": node.listener is not None, "settled": node.machine.settled}, "", probe_port
+        )
+        await probes.start()
     if tell is not None:
         tell(found)
     try:
         await asyncio.Event().wait()
     finally:
+        if probes is not None:
+            await probes.close()
         if server is not None:
             await server.close()
         await node.close()
@@ -449,6 +477,7 @@ def run_scheduler(
     grace: float = 0.0,
     http: tuple[str, int] | None = None,
     http_may_fail: bool = False,
+    **more: Any,
 ) -> None:
     """Run a scheduler in this process until it is stopped; the arguments are those of :func:`serve`."""
-    asyncio.run(serve(address, token, grace=grace, http=http, http_may_fail=http_may_fail, tell=tell))
+    asyncio.run(serve(address, token, grace=grace, http=http, http_may_fail=http_may_fail, tell=tell, **more))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 
 import psutil
 import pytest
@@ -75,3 +79,72 @@ def test_scheduler_worker_and_client(start):
         with pytest.raises(CommError):
             Client(f"tcp://127.0.0.1:{address.rpartition(':')[2]}", token=TOKEN, timeout=0.3)
         assert client.submit(abs, -1).result(timeout=30) == 1
+
+
+def test_a_certificate_of_ones_own_and_probes(start, tmp_path):
+    """Whoever asks over HTTPS can check whom it sends the token to; probes need neither."""
+    host = own_address()
+    if host is None:
+        pytest.skip("this machine has no address but its loopback")
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    make_certificate(certificate, key, host)
+    with socket.create_server((host, 0)) as one, socket.create_server((host, 0)) as two:
+        http, probe = one.getsockname()[1], two.getsockname()[1]
+    scheduler = start(
+        "scheduler", "--host", host, "--port", "0", "--http-port", str(http), "--probe-port", str(probe),
+        "--certificate", str(certificate), "--key", str(key),
+    )  # fmt: skip
+    address = scheduler.stdout.readline().split()[-1]
+    context = ssl.create_default_context(cafile=str(certificate))
+    request = urllib.request.Request(f"https://{host}:{http}/api/v1/info", headers={"Authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(request, context=context, timeout=30) as answer:
+        assert json.load(answer)["address"] == address
+    with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+        urllib.request.urlopen(request, context=ssl.create_default_context(), timeout=30)
+    for place in (host, "127.0.0.1"):
+        with urllib.request.urlopen(f"http://{place}:{probe}/api/v1/ready", timeout=30) as answer:
+            assert json.load(answer)["ready"] is True
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(f"http://{host}:{probe}/api/v1/info", timeout=30)
+    start("worker", address, "--nthreads", "1").stdout.readline()
+    with Client(address, token=TOKEN) as client:
+        assert client.submit(abs, -1).result(timeout=30) == 1
+
+
+def make_certificate(certificate, key, host):
+    from datetime import UTC, datetime, timedelta
+    from ipaddress import ip_address
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "taskloom")])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(datetime.now(UTC) - timedelta(days=1))
+        .not_valid_after(datetime.now(UTC) + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(host))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+        .sign(private, hashes.SHA256())
+    )
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    certificate.write_bytes(made.public_bytes(encoding))
+    key.write_bytes(private.private_bytes(encoding, form, serialization.NoEncryption()))
+    key.chmod(0o600)
+
+
+def test_a_certificate_that_is_not_there(start, tmp_path):
+    host = own_address()
+    if host is None:
+        pytest.skip("this machine has no address but its loopback")
+    scheduler = start("scheduler", "--host", host, "--port", "0", "--certificate", str(tmp_path / "none"))
+    _, err = scheduler.communicate(timeout=30)
+    assert scheduler.returncode == 1
+    assert "the certificate can't be used" in err
+    assert "Traceback" not in err
