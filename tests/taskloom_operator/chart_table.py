@@ -35,7 +35,9 @@ def _rows(name: str, value: Any, schema: dict[str, Any]) -> Iterator[tuple[str, 
 
 def table() -> str:
     """All of them, as Markdown."""
-    return BEGIN + "\n".join(f"| `{name}` | `{json.dumps(value)}` | {meaning} |" for name, value, meaning in rows()) + END
+    return (
+        BEGIN + "\n".join(f"| `{name}` | `{json.dumps(value)}` | {meaning} |" for name, value, meaning in rows()) + END
+    )
 
 
 def main() -> None:

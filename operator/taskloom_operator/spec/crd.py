@@ -160,11 +160,8 @@ def _structural(schema: Mapping[str, Any], known: Mapping[str, Any], defaults: b
         found["additionalProperties"] = _structural(found["additionalProperties"], known, defaults)
     if "properties" in found:
         found["properties"] = {name: _structural(one, known, defaults) for name, one in found["properties"].items()}
-    if found.get("type") == "integer":
-        largest = found.get("maximum")
-        if largest == 2**31 - 1:  # what the type says is not said again
-            found["format"] = "int32"
-            del found["maximum"]
+    if found.get("maximum") == 2**31 - 1:
+        found["format"] = "int32"
     return {name: found[name] for name in sorted(found)}
 
 
