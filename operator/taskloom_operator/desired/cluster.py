@@ -37,6 +37,7 @@ __all__ = ["reconcile"]
 
 GRACE = 10  # seconds that pods have to end when all of them end: there is nobody to move values to
 EARLIER = 1.0  # seconds after which to look whether what an earlier cluster of this name has left is gone
+SURE = 20.0  # seconds without a scheduler after which what pods say of themselves is what is so
 SETTLED = "Settled"
 
 
@@ -360,6 +361,12 @@ class _Cluster:
         wish = None if view is None or self.reach else view.wish
         self._limits(wish, view)
         force = self.annotations.get(names.FORCE) == "true"
+        away = of(self.seen.deployment, "Available")
+        since = seconds(away.get("lastTransitionTime"))
+        sure = not self._available() and (
+            self.seen.deployment is None
+            or (away.get("status") == "False" and since is not None and self.now - since >= SURE)
+        )
         for group in self.groups:
             marked = {one["uid"]: one["since"] for one in group.status.get("draining") or ()}
             shape = worker_hash(self.spec, group.spec)
@@ -368,7 +375,7 @@ class _Cluster:
             others = sum(other.change.registered for other in self.groups if other is not group)
             group.limits = replace(group.limits, others=others)
             group.change = decide(
-                Group(group.pods, shape, image, marked, refused, force), group.limits, view, self.reach, self.now
+                Group(group.pods, shape, image, marked, refused, force, sure), group.limits, view, self.reach, self.now
             )
             self.ask |= group.change.ask
             if group.change.again is not None:
@@ -407,22 +414,25 @@ class _Cluster:
             marked = {one["uid"] for one in group.status.get("draining") or ()}
             there = [pod for pod in group.pods if not pod.going and not pod.ended and pod.uid not in marked]
             before = int(group.status.get("desiredReplicas") or 0)
-            spare: dict[str, float] | None = None
+            spare: tuple[str, ...] = ()
             if group.name == names.DEFAULT_GROUP:
                 others = sum(other.change.registered for other in self.groups if other is not group)
                 more = unmet.get(group.name, 0)
                 if wish is not None and not wish.settled:
                     before = max(before, len(there))
                 group.wanted = autoscale.wanted_of_default(wish, scale, others, more, before)
-                spare = None if wish is None else {one.pod_uid: one.idle_seconds for one in wish.spare}
+                spare = () if wish is None else tuple([one.pod_uid for one in wish.spare])
             else:
                 group.wanted = autoscale.wanted_of_group(wish, scale, unmet.get(group.name, 0), len(there), before)
             idle = scale.get("idleSeconds")
             most = int(scale["max"])
-            if wish is None:
-                spare = {}  # nobody goes
             group.limits = Limits(
-                group.wanted, max(most, group.wanted), autoscale.IDLE if idle is None else float(idle), spare, 0, keep
+                group.wanted,
+                max(most, group.wanted),
+                autoscale.IDLE if idle is None else float(idle),
+                spare,
+                release=wish is not None,
+                keep=keep,
             )
 
     def _adopt(self, group: _Workers) -> None:

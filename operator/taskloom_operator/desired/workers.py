@@ -47,7 +47,8 @@ class Limits:
         most: with more than so many, the surplus goes at once; those between this and ``wanted`` only when they have been idle
             for ``idle`` seconds. Equal where nothing is waited for.
         idle: seconds.
-        spare: uid -> seconds of idleness, of those that may go between, the first one first; None: whoever is idle.
+        spare: uids of those that the scheduler names, the first one first; others that are idle come after them.
+        release: whether any of those may go: not where nobody knows what is wanted.
         others: registered workers of other groups that are to stay, and ``keep``: how many of all are needed for the values
             alone.
     """
@@ -55,7 +56,8 @@ class Limits:
     wanted: int
     most: int
     idle: float = 0.0
-    spare: Mapping[str, float] | None = None
+    spare: Sequence[str] = ()
+    release: bool = True
     others: int = 0
     keep: int = 0
 
@@ -70,6 +72,8 @@ class Group:
         marked: uid -> since when it is to go, as the status has it.
         refused: why no pod can be made.
         force: whether pods may go though nobody can say what they hold.
+        sure: whether a pod can be believed that it has never registered, where the scheduler cannot be asked: what it says is
+            some seconds old, and there must have been nobody to register with since.
     """
 
     pods: Sequence[Pod]
@@ -78,6 +82,7 @@ class Group:
     marked: Mapping[str, str]
     refused: Refused | None = None
     force: bool = False
+    sure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +204,9 @@ class _Decision:
         wanted = limits.wanted
         # who has never registered and is of another shape holds nothing, and is not waited for
         unfit = [pod for pod in self.new if self.is_old(pod) or (pod.lacks_image and pod.image != self.group.image)]
+        if any(pod.running for pod in unfit):
+            self._know()
+        unfit = [pod for pod in unfit if self._holds_nothing(pod)]
         change.deaths += unfit
         self.new = [pod for pod in self.new if pod not in unfit]
         self._call_off(wanted - self._live())
@@ -229,6 +237,10 @@ class _Decision:
         if not self.known and not self.reach:
             self.change.ask |= KNOW
         return self.known
+
+    def _holds_nothing(self, pod: Pod) -> bool:
+        """Whether a new pod has certainly never registered."""
+        return not pod.running or self.known or (bool(self.reach) and (self.group.sure or self.group.force))
 
     # --- more
 
@@ -282,6 +294,8 @@ class _Decision:
         """At most so many, of those that have had nothing to do for long enough."""
         limits = self.limits
         found: list[Pod] = []
+        if not limits.release:
+            return found
         for pod in sorted(self.new, key=lambda pod: (pod.trouble is None, pod.running, pod.name)):
             age = self.now - (pod.created if pod.created is not None else self.now)
             if len(found) < count and pod not in chosen:
@@ -292,11 +306,10 @@ class _Decision:
         if len(found) >= count or not self.registered or not self._know():
             return found
         staying = limits.others + sum(pod not in chosen for pod in self.registered)
-        spare = limits.spare
         by_uid = {pod.uid: pod for pod in self.registered if pod not in chosen}
-        ranked = sorted(by_uid.values(), key=self.cost)
-        if spare is not None:
-            ranked = [by_uid[uid] for uid in spare if uid in by_uid]
+        # first who is named; but the one that is named may be of a group that keeps it
+        ranked = [by_uid[uid] for uid in limits.spare if uid in by_uid]
+        ranked += [pod for pod in sorted(by_uid.values(), key=self.cost) if pod.uid not in limits.spare]
         for pod in ranked:
             worker = self.workers[pod.uid]
             idle = worker.idle_seconds
@@ -335,8 +348,10 @@ class _Decision:
         change, held, retiring = self.change, 0, []
         for pod in chosen:
             if pod in self.new:
-                if self.known or self.reach or not pod.running:
+                if self._holds_nothing(pod):
                     change.deaths.append(pod)
+                else:
+                    held += 1
             elif pod in self.lost:
                 settled = self.view is not None and bool(self.view.settled)
                 wait = (pod.unready_at or 0.0) + LOST - self.now
