@@ -12,6 +12,7 @@ __all__ = ["command"]
 @click.command("scheduler")
 @click.option("--host", metavar="HOST", help="Where to listen.  [default: 127.0.0.1, this machine alone]")
 @click.option("--port", type=click.IntRange(0, 65535), metavar="PORT", help="0: any free one.  [default: 8786]")
+@click.option("--http-host", metavar="HOST", help="Where to serve HTTP.  [default: as --host]")
 @click.option(
     "--http-port",
     type=click.IntRange(-1, 65535),
@@ -46,6 +47,7 @@ __all__ = ["command"]
 def command(
     host: str | None,
     port: int | None,
+    http_host: str | None,
     http_port: int | None,
     probe_port: int | None,
     certificate: str | None,
@@ -79,7 +81,7 @@ def command(
         find_or_make_token(),
         lambda address: click.echo(f"taskloom scheduler at {address}"),
         grace,
-        None if wished < 0 else (host, wished),
+        None if wished < 0 else (host if http_host is None else http_host, wished),
         http_may_fail=http_port is None,
         probe_port=setting("cluster.probe_port") if probe_port is None else probe_port,
         certificate=certificate or setting("cluster.certificate"),
