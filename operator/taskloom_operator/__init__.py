@@ -13,8 +13,8 @@
     reconcile   shell  a queue of what to look at, one at a time each
     leader, health, metrics, main
 
-Level-based: news only say which resource to look at; then all of it is read anew, decided, done, and the status is written once. The
-operator keeps nothing that it could not see again: it may be killed between any two actions.
+Level-based: news only say which resource to look at; then all of it is read anew, decided, done, and the status is written
+once. The operator keeps nothing that it could not see again: it may be killed between any two actions.
 
 Rules that hold everywhere: the spec is the user's, nothing here writes it; there are no finalizers; what holds values is not
 deleted before they are elsewhere.
