@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
+from taskloom_operator.api import KINDS
 from taskloom_operator.spec.crd import crds
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -123,6 +124,19 @@ def test_rights_are_the_least(rendered, mode):
             if "taskclusters" in rule["resources"] and role["metadata"]["name"].endswith("operator"):
                 assert "update" not in rule["verbs"], where
             assert not any(resource.endswith("/exec") or resource == "roles" for resource in rule["resources"]), where
+
+
+@helm
+def test_what_the_operator_speaks_of_it_may(rendered):
+    (rules,) = [
+        one["rules"] for one in rendered("cluster") if one["metadata"]["name"] == "system-taskloom-operator" and "rules" in one
+    ]  # fmt: skip
+    allowed = {(group, resource) for rule in rules for group in rule["apiGroups"] for resource in rule["resources"]}
+    spoken = set()
+    for kind, (path, plural) in KINDS.items():
+        if kind != "Lease":  # of its own namespace, by another role
+            spoken.add(("" if path == "/api/v1" else path.split("/")[2], plural))
+    assert {(group, resource) for group, resource in allowed if "/" not in resource} == spoken
 
 
 @helm

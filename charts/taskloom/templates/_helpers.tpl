@@ -66,28 +66,30 @@ app.kubernetes.io/component: operator
 {{- end -}}
 
 {{/*
-What the operator may do, where it looks: neither more nor in other words than what it does.
+What the operator may do, where it looks: what it does, and no more.
 No rule names Secrets: theirs are called after the clusters, which are not known here, and a rule with names cannot allow
 "create" anyway. It reads, makes and changes them one by one; it cannot list or watch them, so that it finds none whose name it
 does not know.
 */}}
 {{- define "taskloom.rules" -}}
+# a TaskJob has a TaskCluster made; what is finished is deleted after a while
 - apiGroups: [taskloom.dev]
-  resources: [taskclusters, taskworkergroups, taskjobs]
-  verbs: [get, list, watch, patch]
+  resources: [taskclusters]
+  verbs: [list, watch, create, patch, delete]
+# a group gets its cluster among its owners
+- apiGroups: [taskloom.dev]
+  resources: [taskworkergroups]
+  verbs: [list, watch, patch]
+- apiGroups: [taskloom.dev]
+  resources: [taskjobs]
+  verbs: [list, watch, delete]
 - apiGroups: [taskloom.dev]
   resources: [taskclusters/status, taskworkergroups/status, taskjobs/status]
   verbs: [patch]
-# a TaskJob has a TaskCluster made; and what is finished is deleted after a while
-- apiGroups: [taskloom.dev]
-  resources: [taskclusters]
-  verbs: [create, delete]
-- apiGroups: [taskloom.dev]
-  resources: [taskjobs]
-  verbs: [delete]
+# workers
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, delete]
 # the last lines of a TaskJob's program
 - apiGroups: [""]
   resources: [pods/log]
@@ -95,19 +97,21 @@ does not know.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, create, patch]
+# schedulers
 - apiGroups: [""]
   resources: [services]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch]
 - apiGroups: [apps]
   resources: [deployments]
-  verbs: [get, list, watch, create, patch, delete]
-- apiGroups: [batch]
-  resources: [jobs]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch]
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
-  verbs: [get, list, watch, create, patch, delete]
-- apiGroups: ["", events.k8s.io]
+  verbs: [list, watch, create, patch, delete]
+# the program of a TaskJob
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [""]
   resources: [events]
   verbs: [create, patch]
 {{- end -}}
