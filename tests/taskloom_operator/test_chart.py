@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from taskloom_operator.api import KINDS
+from taskloom_operator.main import main
 from taskloom_operator.spec.crd import crds
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -137,6 +138,20 @@ def test_what_the_operator_speaks_of_it_may(rendered):
         if kind != "Lease":  # of its own namespace, by another role
             spoken.add(("" if path == "/api/v1" else path.split("/")[2], plural))
     assert {(group, resource) for group, resource in allowed if "/" not in resource} == spoken
+
+
+@helm
+@pytest.mark.parametrize("mode", MODES)
+def test_the_operator_understands_what_it_is_told(rendered, mode, tmp_path, monkeypatch, capsys):
+    (deployment,) = [one for one in rendered(mode) if one["kind"] == "Deployment"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert (
+        main([*container["args"], "--kubeconfig", str(tmp_path / "none")]) == 2
+    )  # the arguments are right, the file is not
+    assert "no way to the API server is known" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*container["args"], "--unheard-of"])
 
 
 @helm
