@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from taskloom.core.client import ClientMachine
-from taskloom.core.messages import PIN, Adopted, Fetched, ForgetFunctions
+from taskloom.core.messages import KEEP, PIN, WISH, Adopted, Fetched, ForgetFunctions
 from taskloom.core.scheduler.machine import Scheduler
 from taskloom.core.scheduler.outbox import Outbox
 from taskloom.core.scheduler.placing import Placing
@@ -278,6 +278,17 @@ def _back_without_functions(right: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, client, message: right(self, client, message._replace(functions=list(client.functions)))
 
 
+def _wish_dropped(right: Callable[..., Any]) -> Callable[..., Any]:
+    def resync(self: Scheduler, block: Any, message: Any) -> None:
+        start = block.base + message.first - block.first
+        for slot, wanted in enumerate(message.wanted, start):
+            if wanted & KEEP and self.tasks.wanted[slot] & WISH:
+                self._set_wanted(slot, wanted)
+        right(self, block, message)
+
+    return resync
+
+
 def _keep_functions(right: Callable[..., Any]) -> Callable[..., Any]:
     def worker(self: Outbox, number: int, message: Any) -> None:
         if type(message) is not ForgetFunctions:
@@ -323,6 +334,13 @@ MUTATIONS = (
     Mutation("a client that comes back pins nothing", ClientMachine, "connected", _no_pins_again),
     Mutation("pins never end", Scheduler, "_unpin", _nothing),
     Mutation("what a client has dropped while it was away is kept", Scheduler, "_back", _nothing),
+    Mutation(
+        "what a client that comes back has not heard of yet is forgotten",
+        Scheduler,
+        "_resync",
+        _wish_dropped,
+        ("cancels", "retries", "client comes back twice"),
+    ),
     Mutation("an old connection speaks for a client that came back", Scheduler, "client_came", _same_number),
     Mutation("askers outlive their scheduler", WorkerMachine, "disconnected", _keep_askers),
     Mutation("workers keep what is dropped", WorkerMachine, "_drop", _nothing),
