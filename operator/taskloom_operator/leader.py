@@ -11,11 +11,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import aiohttp
-from kubernetes.aio.client import ApiClient
+from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.leaderelection.electionconfig import Config
 from kubernetes.aio.leaderelection.leaderelection import LeaderElection
-from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
+from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
+from kubernetes.aio.leaderelection.resourcelock.baselock import BaseLock
 
 from taskloom_operator.api import Api, ApiError
 from taskloom_operator.names import OPERATOR
@@ -61,7 +61,7 @@ class _Unreachable(Exception):
     body = None
 
 
-async def lead(client: ApiClient, api: Api, namespace: str, identity: str, run: Callable[[], Awaitable[None]]) -> None:
+async def lead(api: Api, namespace: str, identity: str, run: Callable[[], Awaitable[None]]) -> None:
     """Wait for the Lease, run something while it is held, and give it back when this is cancelled.
 
     Args:

@@ -93,7 +93,7 @@ async def _run(options: argparse.Namespace) -> int:
             acting.append(controller)
             await controller.run()
 
-        work = asyncio.ensure_future(act() if options.no_leader_election else lead(client, api, home, identity, act))
+        work = asyncio.ensure_future(act() if options.no_leader_election else lead(api, home, identity, act))
         stop = asyncio.ensure_future(told.wait())
         try:
             await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
