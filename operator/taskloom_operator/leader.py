@@ -1,7 +1,8 @@
 """Which replica acts: the one that holds the Lease.
 
-``kubernetes.aio.leaderelection`` does it. Added here: that an API server which does not answer for a moment is no end of it, and
-that the Lease is given back at the end, so that the next one need not wait.
+``kubernetes.aio.leaderelection`` decides it. The Lease itself is read and written here: the library's own way passes what its
+generated client refuses, and ends where the API server does not answer for a moment. At the end the Lease is given back, so that the
+next replica need not wait.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from kubernetes.aio.client.exceptions import ApiException
@@ -26,46 +28,85 @@ DURATION, RENEW, RETRY = (
     15,
     10,
     2,
-)  # seconds: how long it holds, until when it has to be renewed, and how often that is tried
+)  # seconds: how long it holds, until when it has to be renewed, how often that is tried
 
 _log = logging.getLogger("taskloom_operator.leader")
 
 
-class _Lock(LeaseLock):
-    """The Lease; that nobody answers is as if it could not be had just now."""
+class _Lock(BaseLock):
+    """The Lease, as the library wants to see it."""
 
-    async def get(self, name: str, namespace: str) -> Any:
+    def __init__(self, api: Api, namespace: str, identity: str) -> None:
+        super().__init__(OPERATOR, namespace, identity)
+        self._api = api
+        self._found: dict[str, Any] = {}
+
+    async def get(self, name: str, namespace: str) -> tuple[bool, Any]:
+        """Whether there is one, and who holds it; or the error."""
         try:
-            return await super().get(name, namespace)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            _log.warning("the Lease cannot be read: %r", error)
-            return False, _Unreachable()
+            found = await self._api.get("Lease", namespace, name)
+        except ApiError as error:
+            _log.warning("the Lease cannot be read: %s", error)
+            return False, _Absent(error.reason, "")
+        if found is None:
+            return False, _Absent("NotFound", '{"code": 404}')
+        self._found = found
+        spec = found.get("spec") or {}
+        seconds = spec.get("leaseDurationSeconds")
+        return True, LeaderElectionRecord(
+            spec.get("holderIdentity") or None,
+            None if seconds is None else str(seconds),
+            spec.get("acquireTime"),
+            spec.get("renewTime"),
+        )
 
     async def create(self, name: str, namespace: str, election_record: Any) -> bool:
-        try:
-            return bool(await super().create(name, namespace, election_record))
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            _log.warning("the Lease cannot be made: %r", error)
-            return False
+        """Make it, held by us."""
+        metadata = {"name": name, "namespace": namespace}
+        manifest = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata}
+        return await self._write(self._api.create({**manifest, "spec": _spec(election_record)}))
 
     async def update(self, name: str, namespace: str, updated_record: Any) -> bool:
+        """Take or renew it, if nobody was faster."""
+        version = self._found["metadata"]["resourceVersion"]
+        patch = {"metadata": {"resourceVersion": version}, "spec": _spec(updated_record)}
+        return await self._write(self._api.patch("Lease", namespace, name, patch))
+
+    @staticmethod
+    async def _write(call: Awaitable[Any]) -> bool:
         try:
-            return bool(await super().update(name, namespace, updated_record))
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            _log.warning("the Lease cannot be renewed: %r", error)
+            await call
+        except ApiError as error:
+            if error.status != 409:
+                _log.warning("the Lease cannot be had: %s", error)
             return False
+        return True
 
 
-class _Unreachable(Exception):
-    reason = "nobody answers"
-    body = None
+def _spec(record: Any) -> dict[str, Any]:
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    acquired = str(record.acquire_time)
+    return {
+        "holderIdentity": record.holder_identity,
+        "leaseDurationSeconds": int(float(record.lease_duration)),
+        "acquireTime": acquired if acquired.endswith("Z") else now,
+        "renewTime": now,
+    }
+
+
+class _Absent(ApiException):
+    """What the library looks into to see whether it may make the Lease."""
+
+    def __init__(self, reason: str, body: str) -> None:
+        super().__init__(status=0, reason=reason)
+        self.body = body
 
 
 async def lead(api: Api, namespace: str, identity: str, run: Callable[[], Awaitable[None]]) -> None:
     """Wait for the Lease, run something while it is held, and give it back when this is cancelled.
 
     Args:
-        client, api: of the API server.
+        api: of Kubernetes.
         namespace: where the Lease is.
         identity: of this replica.
         run: what the leader does.
@@ -73,7 +114,6 @@ async def lead(api: Api, namespace: str, identity: str, run: Callable[[], Awaita
     Returns:
         when the Lease was lost: another one may act by then, so end at once.
     """
-    lock = _Lock(OPERATOR, namespace, identity, client)
     led: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     running: list[Any] = []
 
@@ -91,7 +131,7 @@ async def lead(api: Api, namespace: str, identity: str, run: Callable[[], Awaita
         _log.error("the Lease is lost")
 
     config = Config(
-        lock,
+        _Lock(api, namespace, identity),
         lease_duration=DURATION,
         renew_deadline=RENEW,
         retry_period=RETRY,
@@ -116,9 +156,8 @@ async def _give_back(api: Api, namespace: str, identity: str) -> None:
     try:
         found = await api.get("Lease", namespace, OPERATOR)
         if found is not None and found["spec"].get("holderIdentity") == identity:
-            version = found["metadata"]["resourceVersion"]
             patch = {
-                "metadata": {"resourceVersion": version},
+                "metadata": {"resourceVersion": found["metadata"]["resourceVersion"]},
                 "spec": {"holderIdentity": "", "leaseDurationSeconds": 1},
             }
             await api.patch("Lease", namespace, OPERATOR, patch)
