@@ -426,7 +426,13 @@ class Adopted(NamedTuple):
 
 
 class Retired(NamedTuple):
-    """Nothing is needed of this worker any more: it may go."""
+    """Nothing is needed of this worker any more: it may go.
+
+    Attributes:
+        moved: False: it has asked to go, and nobody is here who could take what it holds.
+    """
+
+    moved: bool = True
 
 
 # --- worker -> scheduler
@@ -553,7 +559,10 @@ class Stopped(NamedTuple):
 
 
 class Leaving(NamedTuple):
-    """These workers are to go: the scheduler has others take what they hold, and tells them when nothing is left."""
+    """These workers are to go: the scheduler has others take what they hold, and tells them when nothing is left.
+
+    From a worker it means that worker itself, whatever is listed: its process is to be replaced.
+    """
 
     launches: Sequence[str]
 

@@ -22,9 +22,11 @@ from taskloom.core.messages import (
     Done,
     Fetch,
     Heard,
+    Leaving,
     Peers,
     Piece,
     Query,
+    Retired,
     Run,
     Said,
     SupervisorHello,
@@ -276,6 +278,20 @@ class SchedulerNode:
 
     # --- what is not the machine's
 
+    def _wants_to_leave(self, peer: _Peer, message: Leaving) -> None:
+        """A worker wants another process in its place, and its values moved before."""
+        machine = self.machine
+        if peer.kind != WORKER:
+            return
+        self._flush()  # what it said before counts
+        if peer.number not in machine.workers:
+            return
+        if any(not other.retiring for other in machine.workers.values() if other.number != peer.number):
+            machine.retire(peer.number)
+            self.call()
+        else:
+            peer.connection.send(Retired(moved=False))
+
     def _bye(self, peer: _Peer, message: Bye) -> None:
         self.peers.pop(peer.number, None)
         if peer.kind == WORKER:
@@ -397,6 +413,7 @@ class SchedulerNode:
 
 _ASIDE: dict[type, Callable[[SchedulerNode, _Peer, Any], None]] = {
     Bye: SchedulerNode._bye,
+    Leaving: SchedulerNode._wants_to_leave,
     Query: SchedulerNode._query,
     Vitals: SchedulerNode._vitals,
     Fetch: SchedulerNode._fetch,

@@ -18,7 +18,9 @@ from taskloom.core.messages import (
     Fetch,
     ForgetFunctions,
     Functions,
+    Leaving,
     Peers,
+    Retired,
     Said,
     Status,
     Unask,
@@ -72,6 +74,7 @@ HOLD = 4.0  # seconds that nothing is taken in from other workers at most, at a 
 HOLD_LOOK = 0.005  # and between looks whether there is room
 UNKNOWN = 1 << 20  # bytes that a function's first task is taken to make, where memory is full
 SIGN = 1.0  # and between signs of life
+MOVE = 30.0  # seconds that the values of a process which is to be replaced may take to move to others
 
 _log = logging.getLogger("taskloom.worker")
 
@@ -149,6 +152,9 @@ class WorkerNode:
         self._events: list[Any] = []
         self._peers: set[Connection] = set()  # who asks us
         self._stuck_at: set[Any] = set()  # tasks that were told to stop and do not, by (grant, tid)
+        self._replace_by = (
+            0.0  # when this process is to be replaced, be its values elsewhere or not; 0.0: it is not to be
+        )
         self._called = False
         self._closing = False
         self._timers: list[asyncio.TimerHandle] = []
@@ -258,11 +264,19 @@ class WorkerNode:
                 self._do(self.machine.connected(message.number))
                 if self.machine.paused and self.connection is not None:
                     self.connection.send(Status(True, self._running()))
+                if self._replace_by and self.connection is not None:  # another scheduler does not know
+                    self.connection.send(Leaving([self.launch]))
             elif kind is Fetch:
                 if self._events:  # what was said before counts: by what name the value goes, for one
                     self._work()
                 if self.connection is not None:
                     self.pieces.send(self.connection, message)
+            elif kind is Retired and self._replace_by:
+                self._replace(
+                    "others have what it held"
+                    if message.moved
+                    else "nobody else is here who could take what it holds, so what is still needed of that is computed again"
+                )
             else:
                 self._events.append(message)
         if self._events:
@@ -494,19 +508,44 @@ class WorkerNode:
         words = (
             f"a task that was cancelled {seconds:.0f} s ago does not stop: it is in native code, or catches everything"
         )
-        if not self._replace_if_stuck(f"{words}. This process is replaced."):
+        if not self._replace_if_stuck(f"{words}.") and not self._replace_by:
             _log.warning("worker %s: %s. Its thread is not free until it ends.", self.name, words)
 
     def _replace_if_stuck(self, words: str) -> bool:
-        """Have another process in place of this one, where nothing but tasks that do not stop runs here."""
+        """Have another process in place of this one, where nothing but tasks that do not stop runs here.
+
+        Not at once, if it has values: others take them first, if there are others.
+
+        Args:
+            words: why; said when it begins.
+        """
+        if self._replace_by or not self._has_only_stuck():
+            return False
+        if not len(self.values):
+            self._leave(REPLACE, f"{words} This process is replaced.")
+        else:
+            _log.warning(
+                "worker %s: %s This process is replaced once others have what it holds, or in %.0f s.",
+                self.name,
+                words,
+                MOVE,
+            )
+            self._replace_by = time.monotonic() + MOVE
+            if self.connection is not None:
+                self.connection.send(Leaving([self.launch]))
+        return True
+
+    def _has_only_stuck(self) -> bool:
+        """Whether all threads, or all tasks that have begun, are tasks that do not stop."""
         self._stuck_at.intersection_update(self.executor.running())
         if self._die is None or not self._stuck_at:
             return False
         # What was handed over and cannot begin, as no thread is free, is done elsewhere.
-        if len(self._stuck_at) < self.threads and any(key not in self._stuck_at for key in self.machine.running):
-            return False
-        self._leave(REPLACE, words)
-        return True
+        return len(self._stuck_at) >= self.threads or all(key in self._stuck_at for key in self.machine.running)
+
+    def _replace(self, words: str) -> None:
+        """End, so that another process takes the place of this one."""
+        self._leave(REPLACE, f"this process is replaced: {words}.")
 
     def _leave(self, code: int, words: str) -> None:
         """End this process at once, nobody being blamed for it but the tasks that are to."""
@@ -520,8 +559,14 @@ class WorkerNode:
 
     def _look(self) -> None:
         self._timers[0] = self._loop.call_later(LOOK_CLOSELY if self._store.pressing else LOOK, self._look)
-        if self._stuck_at:
-            self._replace_if_stuck("nothing runs here but tasks that were cancelled. This process is replaced.")
+        if self._replace_by:
+            # what runs was begun before the scheduler knew, and is wanted
+            if time.monotonic() >= self._replace_by and all(key in self._stuck_at for key in self.executor.running()):
+                self._replace(
+                    f"in {MOVE:.0f} s others have not taken all that it holds, so what is still needed of that is computed again"
+                )
+        elif self._stuck_at:
+            self._replace_if_stuck("nothing runs here but tasks that were cancelled.")
         self._look_at_memory()
 
     def _alarm(self) -> None:

@@ -63,7 +63,38 @@ def test_a_task_in_native_code_has_its_process_replaced(make_place, tmp_path, ca
     assert place.pid("worker-0") != before
     err = capfd.readouterr().err
     assert "taskloom: worker worker-0: a task that was cancelled 5 s ago does not stop: it is in native code" in err
-    assert "This process is replaced" in err
+    # it holds a value, and nobody else is there
+    assert "this process is replaced: nobody else is here who could take what it holds" in err
+
+
+def note(folder, n):
+    """A value of a size that does not travel with messages; how often it was made can be seen."""
+    with open(os.path.join(folder, f"{n}-{os.urandom(4).hex()}"), "w"):
+        return bytes(200_000 + n)
+
+
+def test_what_a_replaced_process_has_made_is_not_made_again(make_place, tmp_path, capfd):
+    """It retires first: its values move to the other worker."""
+    place = make_place(n_workers=2)
+    made = tmp_path / "made"
+    made.mkdir()
+    values = place.client.map(note, [str(made)] * 20, range(20), workers=["worker-0"])
+    chained = [place.client.submit(len, value, workers=["worker-0"]) for value in values]
+    assert place.client.gather(chained) == [200_000 + n for n in range(20)]
+    assert {name for holders in place.client.who_has(values).values() for name in holders} == {"worker-0"}
+    before = dict(place.cluster.worker_pids)
+    future = place.client.submit(sleep, str(tmp_path / "begun"), workers=["worker-0"])
+    assert has_begun(place, tmp_path / "begun") == before["worker-0"]
+    behind = place.client.map(inc, range(10), workers=["worker-0"], pure=False)
+    future.cancel()
+    assert place.client.gather(behind) == list(range(1, 11))
+    place.until(lambda: place.cluster.worker_pids.get("worker-0", before["worker-0"]) != before["worker-0"])
+    assert place.pid("worker-1") == before["worker-1"]
+    assert [len(value) - 200_000 for value in place.client.gather(values)] == list(range(20))
+    assert len(os.listdir(made)) == 20
+    err = capfd.readouterr().err
+    assert "This process is replaced once others have what it holds" in err
+    assert "this process is replaced: others have what it held" in err
 
 
 def test_a_task_in_native_code_beside_others_costs_a_thread(make_place, tmp_path, capfd):
