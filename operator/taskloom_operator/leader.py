@@ -1,8 +1,8 @@
 """Which replica acts: the one that holds the Lease.
 
 ``kubernetes.aio.leaderelection`` decides it. The Lease itself is read and written here: the library's own way passes what its
-generated client refuses, and ends where the API server does not answer for a moment. At the end the Lease is given back, so that the
-next replica need not wait.
+generated client refuses, and ends where the API server does not answer for a moment. At the end the Lease is given back, so
+that the next replica need not wait.
 """
 
 from __future__ import annotations
