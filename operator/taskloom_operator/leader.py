@@ -1,7 +1,8 @@
 """Which replica acts: the one that holds the Lease.
 
-``kubernetes.aio.leaderelection`` does it. Added here: that an API server which does not answer for a moment is no end of it, and
-that the Lease is given back at the end, so that the next one need not wait.
+``kubernetes.aio.leaderelection`` decides it. The Lease itself is read and written here: the library's own way passes what its
+generated client refuses, and ends where the API server does not answer for a moment. At the end the Lease is given back, so
+that the next replica need not wait.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
-import aiohttp
-from kubernetes.aio.client import ApiClient, ApiException, V1Lease, V1ObjectMeta
+from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.leaderelection.electionconfig import Config
 from kubernetes.aio.leaderelection.leaderelection import LeaderElection
-from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
+from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
+from kubernetes.aio.leaderelection.resourcelock.baselock import BaseLock
 
 from taskloom_operator.api import Api, ApiError
 from taskloom_operator.names import OPERATOR
@@ -27,13 +28,13 @@ DURATION, RENEW, RETRY = (
     15,
     10,
     2,
-)  # seconds: how long it holds, until when it has to be renewed, and how often that is tried
+)  # seconds: how long it holds, until when it has to be renewed, how often that is tried
 
 _log = logging.getLogger("taskloom_operator.leader")
 
 
 class _Lock(BaseLock):
-    """The Lease. The library's own passes what its generated client refuses; and it ends where nobody answers for a moment."""
+    """The Lease, as the library wants to see it."""
 
     def __init__(self, api: Api, namespace: str, identity: str) -> None:
         super().__init__(OPERATOR, namespace, identity)
@@ -93,7 +94,7 @@ def _spec(record: Any) -> dict[str, Any]:
     }
 
 
-class _Absent(ApiException):  # type: ignore[misc]
+class _Absent(ApiException):
     """What the library looks into to see whether it may make the Lease."""
 
     def __init__(self, reason: str, body: str) -> None:
@@ -101,7 +102,7 @@ class _Absent(ApiException):  # type: ignore[misc]
         self.body = body
 
 
-async def lead(client: ApiClient, api: Api, namespace: str, identity: str, run: Callable[[], Awaitable[None]]) -> None:
+async def lead(api: Api, namespace: str, identity: str, run: Callable[[], Awaitable[None]]) -> None:
     """Wait for the Lease, run something while it is held, and give it back when this is cancelled.
 
     Args:
@@ -113,7 +114,6 @@ async def lead(client: ApiClient, api: Api, namespace: str, identity: str, run: 
     Returns:
         when the Lease was lost: another one may act by then, so end at once.
     """
-    lock = _Lock(api, namespace, identity)
     led: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     running: list[Any] = []
 
@@ -131,7 +131,7 @@ async def lead(client: ApiClient, api: Api, namespace: str, identity: str, run: 
         _log.error("the Lease is lost")
 
     config = Config(
-        lock,
+        _Lock(api, namespace, identity),
         lease_duration=DURATION,
         renew_deadline=RENEW,
         retry_period=RETRY,
@@ -156,9 +156,8 @@ async def _give_back(api: Api, namespace: str, identity: str) -> None:
     try:
         found = await api.get("Lease", namespace, OPERATOR)
         if found is not None and found["spec"].get("holderIdentity") == identity:
-            version = found["metadata"]["resourceVersion"]
             patch = {
-                "metadata": {"resourceVersion": version},
+                "metadata": {"resourceVersion": found["metadata"]["resourceVersion"]},
                 "spec": {"holderIdentity": "", "leaseDurationSeconds": 1},
             }
             await api.patch("Lease", namespace, OPERATOR, patch)
