@@ -198,7 +198,7 @@ class Hands:
             if error.status == 409 and error.reason == "AlreadyExists":
                 found = manifest
             else:
-                if error.status in (403, 422) and manifest["kind"] == "Pod":
+                if error.status in (400, 403, 422) and manifest["kind"] == "Pod":
                     refused = self.memory.refused.setdefault(key, {})
                     before = refused.get(group)
                     refused[group] = Refused(str(error), time.time(), 1 if before is None else before.count + 1)
