@@ -15,11 +15,13 @@ SMALL = {"requests": {"cpu": "50m", "memory": "96Mi"}, "limits": {"memory": "256
 
 
 def cluster(name="demo", workers=None, **spec):
+    """A TaskCluster; None in workers leaves out what is otherwise given."""
+    fields = {"resources": SMALL, "threads": 1, **(workers or {"replicas": 2})}
     return {
         "apiVersion": "taskloom.dev/v1alpha1",
         "kind": "TaskCluster",
         "metadata": {"name": name},
-        "spec": {"workers": {"resources": SMALL, "threads": 1, **(workers or {"replicas": 2})}, **spec},
+        "spec": {"workers": {key: value for key, value in fields.items() if value is not None}, **spec},
     }
 
 

@@ -134,11 +134,24 @@ _ANYTHING = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 _WORDS = {"type": "object", "additionalProperties": {"type": "string"}}
 
 
-def _named(what: str) -> dict[str, Any]:
-    """The schema of a list of objects that are told apart by their name, and can have whatever Kubernetes knows."""
-    item = {**_ANYTHING, "required": ["name"], "properties": {"name": {"type": "string", "minLength": 1}}}
-    return {"type": "array", "description": what, "items": item}
+def _list(what: str, key: str, more: Mapping[str, Any] | None = None, of: str = "string") -> dict[str, Any]:
+    """The schema of a list in a pod template: of each item the key is known, and what else Kubernetes knows is kept.
 
+    Null may stand for it, as for all that is not wanted of ours.
+    """
+    known = {key: {"type": of, **({"minLength": 1} if of == "string" else {})}, **(more or {})}
+    item = {**_ANYTHING, "required": [key], "properties": known}
+    return {"type": "array", "nullable": True, "description": what, "items": item}
+
+
+_CONTAINER = {
+    "image": {"type": "string", "nullable": True},
+    "command": {"type": "array", "nullable": True, "items": {"type": "string"}},
+    "args": {"type": "array", "nullable": True, "items": {"type": "string"}},
+    "env": _list("Merged by their names.", "name", {"value": {"type": "string", "nullable": True}}),
+    "ports": _list("Merged by their numbers and protocols.", "containerPort", of="integer"),
+    "volumeMounts": _list("Merged by their paths.", "mountPath"),
+}
 
 Quantity: TypeAlias = Annotated[int | str, AfterValidator(_quantity), WithJsonSchema(_QUANTITY_SCHEMA)]
 
@@ -178,11 +191,13 @@ PodTemplate: TypeAlias = Annotated[
                     **_ANYTHING,
                     "description": "Any field of a pod's spec.",
                     "properties": {
-                        "containers": _named("Merged by their names with the operator's; others are sidecars."),
-                        "initContainers": _named("Run before the others."),
-                        "volumes": _named("Merged by their names with the operator's."),
-                        "nodeSelector": _WORDS,
-                        "tolerations": {"type": "array", "items": _ANYTHING},
+                        "containers": _list(
+                            "Merged by their names with the operator's; others are sidecars.", "name", _CONTAINER
+                        ),
+                        "initContainers": _list("Run before the others.", "name", _CONTAINER),
+                        "volumes": _list("Merged by their names with the operator's.", "name"),
+                        "nodeSelector": {**_WORDS, "nullable": True},
+                        "tolerations": {"type": "array", "nullable": True, "items": _ANYTHING},
                     },
                 },
             },
@@ -291,7 +306,8 @@ class WorkerFields(Model):
     """What tasks can ask for by name (client.submit(f, resources={"gpu": 1})), and how much of it each worker has."""
     pod_template: PodTemplate | None = None
     """Changes to the pods that the operator makes: a strategic merge of metadata and spec. The worker's container has the name
-    "worker". A change rolls the workers, a few at a time."""
+    "worker". Items of lists are merged by their names; $patch: delete in an item, or null, takes away what is the operator's. A
+    change rolls the workers, a few at a time."""
 
     def nthreads(self) -> int:
         """How many tasks a worker runs at a time.
