@@ -6,7 +6,6 @@ import re
 import time
 
 import pytest
-
 from e2e.cluster import kubectl, until
 from e2e.test_clusters import cluster
 
