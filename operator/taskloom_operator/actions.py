@@ -183,9 +183,9 @@ class Plan:
     Attributes:
         actions: in this order.
         status: the statuses that have changed; written after the actions.
-        ask: what has to be known of the scheduler for it. If it is not NOTHING and the scheduler was not asked
-            (``Observed.scheduler`` is None), do nothing of this plan: ask, and plan again with the answers. A scheduler that
-            cannot be reached is an answer too.
+        ask: what has to be known of the scheduler for it. As long as it names what ``Observed.scheduler`` does not have (it is
+            None, or ``lacks`` some), there is nothing else in the plan: ask for all of it, and plan again with the answers. A
+            scheduler that cannot be reached is an answer too.
         tail: of a job: the pod whose last log lines are to be known, likewise (``ObservedJob.tail``); "": none.
         again: seconds after which to look again though nothing has happened; None: not needed.
         look: whether the Secret has to be read again, because something seems to be wrong with it.

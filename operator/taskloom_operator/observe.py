@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from taskloom_operator.actions import Manifest
+from taskloom_operator.actions import Ask, Manifest
 
 __all__ = [
     "Observed",
@@ -138,6 +138,24 @@ class SchedulerView:
     clients: int | None = None
     tasks: int | None = None
     settled: bool | None = None
+
+    def lacks(self, ask: Ask) -> Ask:
+        """What of this it has not said. One that cannot be reached lacks nothing: it will not say more.
+
+        >>> SchedulerView(True, workers={}).lacks(Ask.WORKERS | Ask.WISH)
+        <Ask.WISH: 1>
+        """
+        if not self.reachable:
+            return Ask.NOTHING
+        for part, known in (
+            (Ask.WISH, self.wish),
+            (Ask.WORKERS, self.workers),
+            (Ask.RETIREMENTS, self.retirements),
+            (Ask.INFO, self.clients),
+        ):
+            if known is not None:
+                ask &= ~part
+        return ask
 
     @classmethod
     def of(

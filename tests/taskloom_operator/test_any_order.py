@@ -102,6 +102,8 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(suspend=st.sampled_from([True, False, False]))
     def suspend(self, suspend):
+        if self.spec.get("suspend") and not suspend:
+            self.world.lenient_until = self.world.now + STALE + 1
         self.spec["suspend"] = suspend
         self.apply()
 
@@ -129,10 +131,7 @@ class AnyOrder(RuleBasedStateMachine):
     def delete_a_pod(self, number):
         pod = self.some_pod(number)
         if pod is not None:
-            process = self.world.processes.get(pod["metadata"]["uid"])
-            if process is not None:
-                self.world.excuse(process)
-            self.world.remove(("Pod", NS, pod["metadata"]["name"]), "deleted")
+            self.world.delete_pod(pod["metadata"]["name"])
 
     @rule(number=st.integers(0, 9))
     def crash_a_worker(self, number):
@@ -239,7 +238,8 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 def test_any_order():
-    run_state_machine_as_test(AnyOrder, settings=settings(max_examples=EXAMPLES, stateful_step_count=30, deadline=None))
+    options = settings(max_examples=EXAMPLES, stateful_step_count=30, deadline=None)
+    run_state_machine_as_test(AnyOrder, settings=options)
 
 
 def test_a_plan_is_whole_when_it_is_done_twice():

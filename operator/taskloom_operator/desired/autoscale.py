@@ -61,7 +61,8 @@ def wanted_of_default(wish: WishView | None, autoscale: Mapping[str, Any], other
     """
     if wish is None:
         return clamp(before, autoscale)
-    count = max(0, wish.workers - others) + unmet
+    # "settling" says how many are here, of whatever group: no reason for more
+    count = (0 if wish.why == "settling" else max(0, wish.workers - others)) + unmet
     return clamp(count if wish.settled else max(count, before), autoscale)
 
 

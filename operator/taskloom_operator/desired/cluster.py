@@ -165,7 +165,8 @@ class _Cluster:
             else:
                 self._workers()
         written = self._write()
-        if self.ask and self.seen.scheduler is None:
+        view = self.seen.scheduler
+        if self.ask and (view is None or view.lacks(self.ask)):
             return Plan(ask=self.ask, threads=threads(self.spec.get("workers") or {}))
         return Plan(
             (*self.actions, *self._notes(written)),
@@ -386,6 +387,8 @@ class _Cluster:
         for group in self.groups:
             self._adopt(group)
         for group in self.groups:
+            self._delete(group.change.first)
+        for group in self.groups:
             self._create(group)
         for group in self.groups:
             self._delete(group.change.deaths)
@@ -509,7 +512,7 @@ class _Cluster:
         return Condition(kind, False, reason or "Starting", words or "the scheduler starts")
 
     def _troubles(self, group: _Workers) -> list[Trouble]:
-        gone = set(group.change.deaths)
+        gone = {*group.change.first, *group.change.deaths}
         found = []
         for pod in group.pods:
             if not pod.going and pod.trouble is not None and (pod.ended or pod not in gone):

@@ -99,6 +99,7 @@ class Change:
 
     Attributes:
         stay: names of workers that are not to go after all; the first thing to do.
+        first: pods to delete before others take their place.
         births: pods to make: for each, how many have ended in a row before it, in whose place it is.
         deaths: pods to delete, after that.
         retire: uids of those that are to go.
@@ -113,6 +114,7 @@ class Change:
     """
 
     stay: list[str] = field(default_factory=list)
+    first: list[Pod] = field(default_factory=list)
     births: list[int] = field(default_factory=list)
     deaths: list[Pod] = field(default_factory=list)
     retire: list[str] = field(default_factory=list)
@@ -207,7 +209,7 @@ class _Decision:
         if any(pod.running for pod in unfit):
             self._know()
         unfit = [pod for pod in unfit if self._holds_nothing(pod)]
-        change.deaths += unfit
+        change.first += unfit
         self.new = [pod for pod in self.new if pod not in unfit]
         self._call_off(wanted - self._live())
         old = [pod for pod in self.registered + self.lost if self.is_old(pod)]
