@@ -55,9 +55,9 @@ class Client(Computing, Questions):
     closes with the program, too.
 
     Args:
-        address: of the scheduler, such as ``tcp://127.0.0.1:8786``; or a cluster: an object with ``address`` and ``token``, such
-            as :class:`taskloom.LocalCluster`, which is not closed with the client. By default the setting ``cluster.address``,
-            and where there is none, a :class:`taskloom.LocalCluster` is started for this client alone.
+        address: of the scheduler, such as ``tcp://127.0.0.1:8786``; ``kube://namespace/name``, of a TaskCluster on Kubernetes;
+            or a cluster: an object with ``address`` and ``token``, such as :class:`taskloom.LocalCluster`, which is not closed
+            with the client. By default the setting ``cluster.address``, and where there is none, a :class:`taskloom.LocalCluster` is started for this client alone.
         token: what the scheduler and its clients have to know; by default the one that this user has.
         timeout: seconds to reach the scheduler.
         asynchronous: every method that waits returns something to be awaited. Such a client is opened by ``await`` or ``async
@@ -123,12 +123,17 @@ class Client(Computing, Questions):
         self._timeout = timeout
         self._set_as_default = set_as_default and not asynchronous
         self._clerk = Clerk("taskloom-callbacks")
-        self._starting: dict[str, Any] | None = None if address is not None else cluster
+        self._starting: Callable[[], Any] | None = None
+        if address is None:
+            self._starting = partial(_start_cluster, cluster)
+        elif isinstance(address, str) and address.startswith("kube:"):
+            self._starting = partial(_reach_kubernetes, address, timeout, token)
+            self.address = address
         self._opening: Signal | None = None
         self._problem: BaseException | None = None
         self._closing = False
         self._workers: dict[str, str] = {}  # addresses of workers -> what they are called
-        if address is not None:
+        if self._starting is None:
             self._engage(address)
         if not asynchronous:
             run(self._open())
@@ -144,6 +149,7 @@ class Client(Computing, Questions):
                     f"token; {type(address).__name__} is neither"
                 )
             token = address.token if token is None else token
+            direct = getattr(address, "direct", None) if direct is None else direct
             address = address.address
         if token is None:
             token = find_token()
@@ -170,7 +176,7 @@ class Client(Computing, Questions):
         self._opening = Signal()
         try:
             if self._starting is not None:
-                self._cluster = await _elsewhere(self.asynchronous, partial(_start_cluster, self._starting))
+                self._cluster = await _elsewhere(self.asynchronous, self._starting)
                 self._engage(self._cluster)
             await self._connected.signal.wait()
             Engine.answer_of(self._connected)
@@ -299,6 +305,11 @@ def _local_cluster() -> Any:
 
 def _start_cluster(options: dict[str, Any]) -> Any:
     return _local_cluster()(**options)
+
+
+def _reach_kubernetes(address: str, timeout: float, token: Token | None) -> Any:
+    # of a room above this one, and only where it is asked for
+    return importlib.import_module("taskloom.deploy.kube").reach(address, timeout, token)
 
 
 def _check_names(cluster: Mapping[str, Any]) -> None:
