@@ -57,7 +57,8 @@ class Client(Computing, Questions):
     Args:
         address: of the scheduler, such as ``tcp://127.0.0.1:8786``; ``kube://namespace/name``, of a TaskCluster on Kubernetes;
             or a cluster: an object with ``address`` and ``token``, such as :class:`taskloom.LocalCluster`, which is not closed
-            with the client. By default the setting ``cluster.address``, and where there is none, a :class:`taskloom.LocalCluster` is started for this client alone.
+            with the client. By default the setting ``cluster.address``, and where there is none, a
+            :class:`taskloom.LocalCluster` is started for this client alone.
         token: what the scheduler and its clients have to know; by default the one that this user has.
         timeout: seconds to reach the scheduler.
         asynchronous: every method that waits returns something to be awaited. Such a client is opened by ``await`` or ``async
