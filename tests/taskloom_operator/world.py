@@ -231,7 +231,13 @@ class World:
                 if pod["template"] != template or not found["spec"]["replicas"]:
                     self.remove(k, "its Deployment")
             same = [pod for _, pod in alive if pod["template"] == template]
-            if found["spec"]["replicas"] and not same and all(pod["template"] == template for _, pod in mine):
+            full = self.quota is not None and sum(k[0] == "Pod" and k[1] == key[1] for k in self.objects) >= self.quota
+            if (
+                found["spec"]["replicas"]
+                and not full
+                and not same
+                and all(pod["template"] == template for _, pod in mine)
+            ):
                 self._count += 1
                 metadata = {
                     **copied(template["metadata"]),

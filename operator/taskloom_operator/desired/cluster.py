@@ -54,7 +54,7 @@ def reconcile(observed: Observed, now: float) -> Plan:
     >>> cluster["spec"] = {"workers": {"replicas": 2}}
     >>> plan = reconcile(Observed("lab", "demo", Settings("taskloom:1"), cluster=cluster), 1_700_000_000.0)
     >>> [type(action).__name__ for action in plan.actions]
-    ['MakeSecret', 'Apply', 'Apply', 'Apply', 'Create', 'Create', 'Note']
+    ['MakeSecret', 'Apply', 'Apply', 'Apply']
     >>> plan.status[0].status["phase"], plan.status[0].status["desiredReplicas"]
     ('Pending', 2)
     """
@@ -361,6 +361,9 @@ class _Cluster:
                 self.ask |= Ask.WORKERS
         wish = None if view is None or self.reach else view.wish
         self._limits(wish, view)
+        # The scheduler's pod comes first, by some hundredths of a second: where there is a quota, workers would take what it
+        # needs, and wait for it for ever.
+        hold = not self.scheduler_pods and not self._available()
         force = self.annotations.get(names.FORCE) == "true"
         away = of(self.seen.deployment, "Available")
         since = seconds(away.get("lastTransitionTime"))
@@ -375,9 +378,8 @@ class _Cluster:
             refused = self.seen.refused.get(group.name)
             others = sum(other.change.registered for other in self.groups if other is not group)
             group.limits = replace(group.limits, others=others)
-            group.change = decide(
-                Group(group.pods, shape, image, marked, refused, force, sure), group.limits, view, self.reach, self.now
-            )
+            workers = Group(group.pods, shape, image, marked, refused, force, sure, hold)
+            group.change = decide(workers, group.limits, view, self.reach, self.now)
             self.ask |= group.change.ask
             if group.change.again is not None:
                 self.soon(group.change.again)

@@ -74,6 +74,7 @@ class Group:
         force: whether pods may go though nobody can say what they hold.
         sure: whether a pod can be believed that it has never registered, where the scheduler cannot be asked: what it says is
             some seconds old, and there must have been nobody to register with since.
+        hold: whether none are to be made for now.
     """
 
     pods: Sequence[Pod]
@@ -83,6 +84,7 @@ class Group:
     refused: Refused | None = None
     force: bool = False
     sure: bool = False
+    hold: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +266,9 @@ class _Decision:
         change, refused = self.change, self.group.refused
         ranked = sorted(self.ended, key=lambda pod: (-pod.deaths, pod.retry_at, pod.name))
         before, surplus = ranked[:count], ranked[count:]
+        if self.group.hold:
+            change.deaths += surplus
+            return
         wait = 0.0 if refused is None else refused.at + backoff(refused.count, REFUSED) - self.now
         if wait > 0:
             if count:
