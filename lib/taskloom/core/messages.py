@@ -56,6 +56,7 @@ __all__ = [
     "Pending",
     "Piece",
     "Query",
+    "Refused",
     "Release",
     "Report",
     "Resend",
@@ -155,6 +156,16 @@ class Welcome(NamedTuple):
     """The scheduler's answer: its number of the worker or client."""
 
     number: int
+
+
+class Refused(NamedTuple):
+    """The scheduler's answer to a worker that it does not take, because another one has its name; it closes the connection.
+
+    Attributes:
+        words: who the two are, and what to do.
+    """
+
+    words: str
 
 
 class Peers(NamedTuple):
@@ -647,4 +658,5 @@ KINDS: tuple[type, ...] = (
     Bye,
     Leaving,
     ForgetFunctions,
+    Refused,
 )

@@ -136,6 +136,13 @@ class Hosts:
         if awaited is not None:
             awaited[1].cancel()
 
+    def silent(self, launch: str) -> float:
+        """Seconds in which the supervisor of a worker has said nothing; 0.0 where it is not known."""
+        for host in self.hosts.values():
+            if launch in host.launches:
+                return time.monotonic() - host.heard
+        return 0.0
+
     def _give_up(self, launch: str) -> None:
         awaited = self._awaited.pop(launch, None)
         if awaited is not None:

@@ -26,6 +26,7 @@ from taskloom.core.messages import (
     Peers,
     Piece,
     Query,
+    Refused,
     Retired,
     Run,
     Said,
@@ -49,6 +50,7 @@ __all__ = ["SchedulerNode", "run_scheduler", "serve"]
 FEW = 8  # peers: with more, the machine hears all that has come in one turn of the loop together; with fewer, at once
 REST = 2.0  # seconds with nothing to do, after which memory that is free goes back to the system
 CLIENT_GRACE = 10.0  # seconds that what a client wanted is kept when its connection broke
+SILENT = 5.0  # seconds after which a worker whose supervisor says nothing makes room for another one of its name
 
 _log = logging.getLogger("taskloom.scheduler")
 
@@ -190,8 +192,12 @@ class SchedulerNode:
         def on_messages(messages: list[Any]) -> None:
             nonlocal peer
             if peer is None:
+                if connection.closed:  # it was refused
+                    return
                 peer = self._welcome(connection, messages[0])
                 messages = messages[1:]
+                if peer is None:
+                    return
             if type(peer) is _Peer:
                 kind, number = peer.kind, peer.number
                 for message in messages:
@@ -216,18 +222,31 @@ class SchedulerNode:
 
         connection.start(on_messages, on_close)
 
-    def _welcome(self, connection: Connection, hello: Any) -> _Peer | Host:
+    def _welcome(self, connection: Connection, hello: Any) -> _Peer | Host | None:
+        """Take somebody in; None: it was refused."""
         machine = self.machine
         if type(hello) is SupervisorHello:
             return self.hosts.came(connection, hello)
         if type(hello) is WorkerHello:
-            old = self.peers.pop(hello.before, None)
+            before = hello.before
+            old = self.peers.get(before)
+            if old is None:
+                old = next((p for p in self.peers.values() if p.kind == WORKER and p.name == hello.name), None)
+                if old is not None:
+                    if _is_same(old, hello):  # it lost its connection before it was told its number
+                        before = old.number
+                    elif self._may_live(old, hello):
+                        _log.warning("worker %s at %s is refused: its name is taken", hello.name, hello.address)
+                        connection.send(Refused(_names_clash(old, hello)))
+                        connection.close()
+                        return None
             if old is not None:
+                del self.peers[old.number]
                 old.connection.abort()
+                if old.number != before:
+                    self.hosts.lost(old.number, old.launch, "another one has come in its place")
             self.hosts.back(hello.launch)
-            number = machine.worker_came(
-                hello.name, hello.threads, hello.limit, dict(hello.resources), before=hello.before
-            )
+            number = machine.worker_came(hello.name, hello.threads, hello.limit, dict(hello.resources), before=before)
             peer = _Peer(WORKER, number, connection, hello.name)
             peer.address, peer.pid, peer.launch, peer.about = hello.address, hello.pid, hello.launch, dict(hello.about)
             _log.info("worker %s has come from %s", hello.name, hello.address)
@@ -239,6 +258,13 @@ class SchedulerNode:
         self.peers[number] = peer
         connection.send(Welcome(number))
         return peer
+
+    def _may_live(self, old: _Peer, hello: WorkerHello) -> bool:
+        """Whether the worker that has the name of another one, which comes, is there as far as anybody knows."""
+        supervisor, dash, _ = hello.launch.partition("-")
+        if dash and old.launch.startswith(f"{supervisor}-"):  # who has started the new one has seen the end of this one
+            return False
+        return not old.connection.closed and self.hosts.silent(old.launch) < SILENT
 
     def _went(self, peer: _Peer, reason: CommError | None) -> None:
         del self.peers[peer.number]
@@ -409,6 +435,21 @@ class SchedulerNode:
         if new:
             peer.knows.update(new)
             peer.connection.put(Peers(new))
+
+
+def _is_same(old: _Peer, hello: WorkerHello) -> bool:
+    """Whether a worker that comes is the one that is here already, and its old connection is not known to be lost."""
+    return (old.launch, old.pid, old.address) == (hello.launch, hello.pid, hello.address)
+
+
+def _names_clash(old: _Peer, hello: WorkerHello) -> str:
+    def who(pid: int, about: Any, address: str) -> str:
+        return f"process {pid} on {about.get('host', 'an unknown host')}, at {address}"
+
+    return (
+        f"there are two workers called {hello.name!r}: {who(old.pid, old.about, old.address)}, which was here before, and "
+        f"{who(hello.pid, hello.about, hello.address)}, which is refused. Give it another name: --name, or name="
+    )
 
 
 _ASIDE: dict[type, Callable[[SchedulerNode, _Peer, Any], None]] = {

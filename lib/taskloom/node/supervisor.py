@@ -164,7 +164,7 @@ class Supervisor:
         self.token = token
         self.threads = threads
         self.limit = limit
-        self.name = name or f"{socket.gethostname()}-{os.getpid()}"
+        self.name = name or _own_name()
         self.resources = resources or {}
         self.listen_at = listen_at
         self.folder = folder
@@ -177,6 +177,8 @@ class Supervisor:
         self._listener = tell
         self._count = count
         self._numbers = 0
+        self._id = secrets.token_hex(8)
+        self._launches = 0
         self._scratch = ""
         self._scratch_fd = -1
         self._late: list[Died] = []  # what an earlier supervisor had no time to say
@@ -346,7 +348,9 @@ class Supervisor:
         self._news = asyncio.Event()
 
     def _launch(self, worker: _Worker) -> None:
-        worker.launch = secrets.token_hex(8)
+        # by what is before the dash, the scheduler knows that it takes the place of one that was ours
+        worker.launch = f"{self._id}-{self._launches}"
+        self._launches += 1
         worker.joined = ""
         worker.words = ""
         worker.excused = False
@@ -587,6 +591,16 @@ class Supervisor:
                 taken, limit = f"{rss / 2**20:,.0f} MiB", f"{self.limit / 2**20:,.0f} MiB"
                 worker.words = f"was ended as it took {taken} of memory, and its limit is {limit}"
                 worker.process.kill()
+
+
+def _own_name() -> str:
+    """What workers are called to which nobody has given a name: no two may have the same."""
+    number = os.getpid()
+    if (
+        number <= 300
+    ):  # a container, in which processes have numbers of its own; its host's name may be that of others too
+        number = 1_000_000 + secrets.randbelow(9_000_000)
+    return f"{socket.gethostname()}-{number}"
 
 
 def _died_before(parent: str) -> list[Died]:

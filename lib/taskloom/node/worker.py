@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
@@ -20,6 +21,7 @@ from taskloom.core.messages import (
     Functions,
     Leaving,
     Peers,
+    Refused,
     Retired,
     Said,
     Status,
@@ -47,7 +49,7 @@ from taskloom.core.worker import (
     Withdraw,
     WorkerMachine,
 )
-from taskloom.errors import CommError, HandshakeError, TaskCancelledError
+from taskloom.errors import CommError, ConnectTimeoutError, HandshakeError, TaskCancelledError
 from taskloom.local.frames import cut_frames
 from taskloom.net import Connection, Options, Token, connect, listen
 from taskloom.node import calls
@@ -77,6 +79,7 @@ SIGN = 1.0  # and between signs of life
 MOVE = 30.0  # seconds that the values of a process which is to be replaced may take to move to others
 
 _log = logging.getLogger("taskloom.worker")
+_unnamed = itertools.count()
 
 
 _ABSENT: Any = object()
@@ -128,7 +131,7 @@ class WorkerNode:
         self._cells = None if cells is None else RunningCells(cells, threads + 64)
         self.scheduler = scheduler
         self.token = token
-        self.name = name or f"worker-{os.getpid()}"
+        self.name = name or f"worker-{os.getpid()}-{next(_unnamed)}"
         self.threads = threads
         self.limit = limit
         self.resources = resources or {}
@@ -156,6 +159,9 @@ class WorkerNode:
             0.0  # when this process is to be replaced, be its values elsewhere or not; 0.0: it is not to be
         )
         self._called = False
+        self._welcome: asyncio.Future[None] | None = (
+            None  # while the scheduler has not said yet that it takes this worker
+        )
         self._closing = False
         self._timers: list[asyncio.TimerHandle] = []
 
@@ -177,14 +183,21 @@ class WorkerNode:
             cells=self._cells,
             output=self._output,
         )
+        if self._output is not None:  # before the first task can come
+            self._output.__enter__()
         try:
             await self._join(timeout)
         except BaseException:
+            self._closing = True
+            if self.connection is not None:
+                self.connection.abort()
             self.listener.close()
+            if self._output is not None:
+                self._output.__exit__()
             self.executor.close()
             raise
-        if self._output is not None:
-            self._output.__enter__()
+        if self._closing:  # it was told to go meanwhile
+            return
         self._timers = [self._loop.call_later(LOOK, self._look), self._loop.call_later(SIGN, self._sign)]
 
     async def _join(self, timeout: float) -> None:
@@ -198,6 +211,7 @@ class WorkerNode:
         )
         self.functions = {}
         self.transfers.addresses.clear()
+        welcome = self._welcome = self._loop.create_future()
         self.connection.start(self._heard, self._lost_scheduler)
         self.connection.send(
             WorkerHello(
@@ -212,6 +226,16 @@ class WorkerNode:
                 _about(),
             )
         )
+        try:
+            async with asyncio.timeout(timeout):
+                await welcome
+        except TimeoutError:
+            connection, self.connection = self.connection, None
+            if connection is not None:
+                connection.abort()
+            raise ConnectTimeoutError(
+                f"the scheduler at {self.scheduler} has not taken this worker in within {timeout:g} s"
+            ) from None
 
     @property
     def address(self) -> str:
@@ -261,6 +285,9 @@ class WorkerNode:
             elif kind is Peers:
                 self.transfers.addresses.update(message.addresses)
             elif kind is Welcome:
+                welcome, self._welcome = self._welcome, None
+                if welcome is not None and not welcome.done():
+                    welcome.set_result(None)
                 self._do(self.machine.connected(message.number))
                 if self.machine.paused and self.connection is not None:
                     self.connection.send(Status(True, self._running()))
@@ -271,6 +298,9 @@ class WorkerNode:
                     self._work()
                 if self.connection is not None:
                     self.pieces.send(self.connection, message)
+            elif kind is Refused:
+                if self._welcome is not None and not self._welcome.done():
+                    self._welcome.set_exception(HandshakeError(message.words, "name"))
             elif kind is Retired and self._replace_by:
                 self._replace(
                     "others have what it held"
@@ -285,6 +315,10 @@ class WorkerNode:
     def _lost_scheduler(self, reason: CommError | None) -> None:
         self.connection = None
         if self._closing:
+            return
+        if self._welcome is not None:  # who waits for that is to hear of it
+            if not self._welcome.done():
+                self._welcome.set_exception(reason or CommError("the connection was closed"))
             return
         _log.info("worker %s has lost the scheduler at %s: %s", self.name, self.scheduler, reason)
         self._events.clear()
@@ -318,10 +352,10 @@ class WorkerNode:
                         error,
                     )
         if not self._closing:
-            print(
-                f"taskloom worker {self.name}: the scheduler at {self.scheduler} is gone, so this worker ends. {problem}",
-                file=sys.stderr,
-            )
+            gone = f"the scheduler at {self.scheduler} is gone, so this worker ends. "
+            if isinstance(problem, HandshakeError) and problem.code == "name":
+                gone = "while it was away, another one has taken its place, so it ends: "
+            print(f"taskloom worker {self.name}: {gone}{problem}", file=sys.stderr)
             await self.close()
 
     # --- the machine

@@ -77,6 +77,7 @@ CODES = {
     "tls": "one side speaks TLS and the other does not",
     "peer": "the peer is no process of taskloom, or a damaged one",
     "lost": "the peer closed the connection in the middle of the handshake",
+    "name": "it was well, but the scheduler has another worker of that name",
 }
 
 _NUMBERS = {number: role for role, number in ROLES.items()}

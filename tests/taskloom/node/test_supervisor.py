@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 
 import pytest
@@ -156,3 +157,102 @@ def test_a_scheduler_that_is_not_there_is_told_before_the_workers_give_up():
         assert supervisor.problem == ""
 
     asyncio.run(main())
+
+
+# --- names
+
+
+def test_a_second_worker_of_a_name_is_refused(capfd):
+    async def work(scheduler, supervisor, words):
+        await supervisor.joined()
+        first = supervisor.workers["w"]
+        second = Supervisor(scheduler.address, TOKEN, name="w")
+        try:
+            await second.start()
+            with pytest.raises(WorkerDiedError) as raised:
+                await second.joined()
+            await second.finished.wait()
+        finally:
+            await second.close()
+        said = str(raised.value)
+        assert "there are two workers called 'w': process " in said
+        assert (
+            f"process {first.process.pid} on {socket.gethostname()}, at {first.joined}, which was here before" in said
+        )
+        assert "which is refused. Give it another name: --name" in said
+        assert first.process.poll() is None
+        assert [worker.name for worker in scheduler.machine.workers.values()] == ["w"]
+
+    run(work, name="w")
+    assert capfd.readouterr().err.count("there are two workers called 'w'") == 1
+
+
+def test_one_that_is_started_again_takes_the_place_of_the_one_before_whose_end_the_scheduler_has_not_seen():
+    """Its connection stays open: a program that it has started has inherited it. Its supervisor cannot tell anybody."""
+
+    async def work(scheduler, supervisor, words):
+        await supervisor.joined()
+        before = supervisor.workers["w"].process
+        (number,) = scheduler.machine.workers
+        peer = scheduler.peers[number]
+        peer.connection.pause_reading()  # what comes there is not seen, its end neither
+        supervisor._connection.send = lambda message: None
+        before.kill()
+        while supervisor.workers["w"].process is before or not supervisor.workers["w"].joined:
+            await asyncio.wait_for(supervisor._news.wait(), 30)
+        assert [p.pid for p in scheduler.peers.values()] == [supervisor.workers["w"].process.pid]
+        assert peer.connection.closed
+        while number in scheduler.machine.workers:
+            await asyncio.sleep(0.01)
+
+    run(work, name="w")
+
+
+def test_who_is_away_comes_back_to_its_name_unless_another_one_has_it(capfd):
+    async def work(scheduler, supervisor, words):
+        await supervisor.joined()
+        (number,) = scheduler.machine.workers
+        scheduler.peers[number].connection.abort()  # it comes back
+        while list(scheduler.peers) == [number] or not scheduler.peers:
+            await asyncio.sleep(0.01)
+        (back,) = scheduler.peers.values()
+        assert back.name == "w"
+        process = supervisor.workers["w"].process
+        assert back.pid == process.pid
+        # it is stopped; another one takes its name; it goes on, and is not wanted any more
+        process.send_signal(signal.SIGSTOP)
+        while scheduler.peers:
+            await asyncio.sleep(0.01)
+        other = Supervisor(scheduler.address, TOKEN, name="w")
+        try:
+            await other.start()
+            await other.joined()
+            process.send_signal(signal.SIGCONT)
+            await supervisor.finished.wait()
+            assert [p.pid for p in scheduler.peers.values()] == [other.workers["w"].process.pid]
+        finally:
+            await other.close()
+
+    run(work, name="w")
+    assert "while it was away, another one has taken its place, so it ends: there are two" in capfd.readouterr().err
+
+
+def test_a_worker_of_which_nothing_is_heard_makes_room():
+    """Its machine is gone, and nobody has noticed."""
+
+    async def work(scheduler, supervisor, words):
+        await supervisor.joined()
+        while not scheduler.hosts.hosts:
+            await asyncio.sleep(0.01)
+        (host,) = scheduler.hosts.hosts.values()
+        host.connection.pause_reading()
+        host.heard -= 10
+        other = Supervisor(scheduler.address, TOKEN, name="w")
+        try:
+            await other.start()
+            await other.joined()
+            assert [p.pid for p in scheduler.peers.values()] == [other.workers["w"].process.pid]
+        finally:
+            await other.close()
+
+    run(work, name="w")
