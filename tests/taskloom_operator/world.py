@@ -316,7 +316,7 @@ class World:
                 self._die(uid, "deleted")
             return
         image = spec["containers"][0]["image"]
-        if image in self.missing_images:
+        if image in self.missing_images and pod.get("status", {}).get("phase") != "Running":
             words = f'Back-off pulling image "{image}"' if int(self.now) % 2 else f"failed to pull {image}: not found"
             reason = "ImagePullBackOff" if int(self.now) % 2 else "ErrImagePull"
             self._set(pod, "Pending", False, state={"waiting": {"reason": reason, "message": words}})
