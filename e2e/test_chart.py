@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
@@ -53,7 +54,7 @@ def test_an_upgrade_that_adds_a_field(space, operator, values, tmp_path):
     )
     path = newer / "Chart.yaml"
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace("\nversion: ", "\nversion: 99."), encoding="utf-8")
+    path.write_text(re.sub(r"(?m)^version: .*$", "version: 99.0.0", text), encoding="utf-8")
     noted = cluster("noted", workers={"replicas": 0}, note="seen")
     with pytest.raises(KubectlError, match="note"):
         space.apply(noted)
