@@ -59,4 +59,6 @@ def command(
     with cluster:
         cluster.wait_for_workers()
         click.echo(f"taskloom cluster at {cluster.address}")
+        if cluster.http_address is not None:
+            click.echo(f"taskloom cluster: HTTP at {cluster.http_address}")
         threading.Event().wait()  # a signal raises here

@@ -76,10 +76,16 @@ def command(
     grace = setting("cluster.grace") if grace is None else grace
     wished = setting("cluster.http_port") if http_port is None else http_port
     scheme = "tcp" if is_here(host) else "tls"
+
+    def tell(address: str, http: str | None) -> None:
+        click.echo(f"taskloom scheduler at {address}")
+        if http is not None:
+            click.echo(f"taskloom scheduler: HTTP at {http}")
+
     run_scheduler(
         f"{scheme}://{host}:{port}",
         find_or_make_token(),
-        lambda address: click.echo(f"taskloom scheduler at {address}"),
+        tell,
         grace,
         None if wished < 0 else (host if http_host is None else http_host, wished),
         http_may_fail=http_port is None,

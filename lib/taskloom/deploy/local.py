@@ -57,6 +57,7 @@ class LocalCluster:
 
     Attributes:
         address: of the scheduler.
+        http_address: the URL of its HTTP interface; None: it has none.
         token: what a client has to know.
 
     Raises:
@@ -107,8 +108,10 @@ class LocalCluster:
         self._folder = local_directory
         self._http = http_port
         self._http_may_fail = http_may_fail
+        self.http_address: str | None = None
         self._scheduler: subprocess.Popen[bytes] | None = None
         self._node: Any = None
+        self._server: Any = None  # HTTP, where the scheduler is in this process
         self._closed = False
         self._problem = ""  # why there is no scheduler
         self._pid = os.getpid()
@@ -167,6 +170,8 @@ class LocalCluster:
         scheduler = SchedulerNode(self.token)
         await scheduler.start(self.address, self._sock.dup())
         self._node = scheduler, []
+        if self._http is not None:
+            await self._serve_http(scheduler, self._http)
         if self._count:
             worker = WorkerNode(
                 self.address,
@@ -179,6 +184,20 @@ class LocalCluster:
             await worker.start()
             self._node[1].append(worker)
 
+    async def _serve_http(self, scheduler: Any, port: int) -> None:
+        """The HTTP interface of a scheduler in this process."""
+        from taskloom.node.http import HttpServer
+
+        server = HttpServer(scheduler, "127.0.0.1", port, token=self.token)
+        try:
+            self.http_address = await server.start()
+        except OSError as error:
+            if not self._http_may_fail:
+                raise ClusterError(str(error)) from error
+            print(f"taskloom: no HTTP at port {port}: {error.strerror}", file=sys.stderr)
+            return
+        self._server = server
+
     # --- the scheduler's process
 
     def _start_scheduler(self, grace: float) -> tuple[int, int]:
@@ -190,7 +209,8 @@ class LocalCluster:
             "fd": self._sock.fileno(),
             "grace": grace,
             "http": None if self._http is None else ["127.0.0.1", self._http],
-            "http_may_fail": self._http_may_fail,
+            # one that comes after another is there for its workers and clients, be its port taken by now or not
+            "http_may_fail": self._http_may_fail or grace > 0,
             "tell": theirs,
         }
         try:
@@ -209,7 +229,7 @@ class LocalCluster:
             while True:
                 assert self._scheduler is not None
                 begun = self._loop.time()
-                words = Lines(self._loop, told, lambda line: up.set())
+                words = Lines(self._loop, told, lambda line: self._is_up(line, up))
                 try:
                     await process_ended(self._loop, self._scheduler)
                 finally:
@@ -232,6 +252,14 @@ class LocalCluster:
             if life >= 0:
                 os.close(life)
                 os.close(told)
+
+    def _is_up(self, line: str, up: asyncio.Event) -> None:
+        """The scheduler's process says where it listens."""
+        _, _, http = line.partition(" ")
+        self.http_address = http or None
+        if http:  # the next one is to be there too
+            self._http = int(http.rpartition(":")[2])
+        up.set()
 
     async def _watch_workers(self, supervisor: Supervisor) -> None:
         """Say so where no worker is left, and none will come: whoever waits for results waits in vain."""
@@ -325,6 +353,8 @@ class LocalCluster:
     async def _stop(self) -> None:
         if self._supervisor is not None:
             await self._supervisor.close(1.0)
+        if self._server is not None:
+            await self._server.close()
         if self._node is not None:
             for worker in self._node[1]:
                 await worker.close()

@@ -102,8 +102,8 @@ def main(kind: str, life: int) -> None:
     told = hello["tell"]
     os.set_inheritable(told, False)
 
-    def tell(address: str) -> None:
-        os.write(told, f"{address}\n".encode())
+    def tell(address: str, http: str | None = None) -> None:
+        os.write(told, f"{address} {http or ''}".rstrip().encode() + b"\n")
         os.close(told)
 
     hello["tell"] = tell

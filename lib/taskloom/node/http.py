@@ -145,6 +145,7 @@ class HttpServer:
             server.add_sockets(probes)
             self._servers.append(server)
             self._probe_address = _url("http", self._probe_host, probes)
+        self._node.http_address = self._address
         self._node.after += [self._state.changed, self._metrics.changed]
         self._metrics.start()
         return self._address
@@ -155,6 +156,7 @@ class HttpServer:
             return
         for server in self._servers:
             server.stop()
+        self._node.http_address = None
         for changed in (self._state.changed, self._metrics.changed):
             self._node.after.remove(changed)
         self._metrics.close()

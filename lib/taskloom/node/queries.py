@@ -31,7 +31,7 @@ class Queries:
             tuple[Any, int, Callable[[], Any]]
         ] = []  # who, their serial, and what has the answer one day
         self._answers: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
-            "scheduler_info": lambda peer, args: self.info(),
+            "scheduler_info": lambda peer, args: self.info(peer),
             "versions": lambda peer, args: self.versions(),
             "who_has": self.who_has,
             "why": self.why,
@@ -138,22 +138,29 @@ class Queries:
         }
         return {"scheduler": versions(), "workers": workers}
 
-    def info(self) -> dict[str, Any]:
-        """What there is."""
+    def info(self, peer: Any) -> dict[str, Any]:
+        """What there is, as who asks can reach it."""
         workers = {}
-        for peer in self.node.peers.values():
-            worker = self.node.machine.workers.get(peer.number)
-            if peer.kind == WORKER and worker is not None:
-                workers[peer.name] = {
-                    "number": peer.number,
-                    "address": peer.address,
+        for other in self.node.peers.values():
+            worker = self.node.machine.workers.get(other.number)
+            if other.kind == WORKER and worker is not None:
+                workers[other.name] = {
+                    "number": other.number,
+                    "address": other.address,
                     "threads": worker.threads,
                     "memory_limit": worker.limit,
                     "resources": worker.resources,
-                    "pid": peer.pid,
+                    "pid": other.pid,
                     "paused": worker.paused,
                     "retiring": worker.retiring,
-                    **peer.about,
-                    "vitals": peer.vitals,
+                    **other.about,
+                    "vitals": other.vitals,
                 }
-        return {"address": self.node.address, "started": self.node.started, "workers": workers}
+        http = self.node.http_address
+        if http is not None:
+            scheme, _, rest = http.partition("://")
+            host, _, port = rest.rpartition(":")
+            if host in ("0.0.0.0", "[::]"):  # everywhere: there too where the client has reached us
+                host = peer.connection.local.partition("://")[2].rpartition(":")[0] or host
+            http = f"{scheme}://{host}:{port}"
+        return {"address": self.node.address, "http": http, "started": self.node.started, "workers": workers}

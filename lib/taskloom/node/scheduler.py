@@ -113,6 +113,7 @@ class SchedulerNode:
         peers: number -> client or worker that is connected.
         hosts: the supervisors.
         after: called without arguments whenever something has happened.
+        http_address: the URL of its HTTP interface; None: it has none.
         started: when, seconds since the epoch.
     """
 
@@ -120,6 +121,7 @@ class SchedulerNode:
         self.token = token
         self.machine = Scheduler(new_incarnation() if incarnation is None else incarnation, grace)
         self.listener: Listener | InprocListener | None = None
+        self.http_address: str | None = None
         self.peers: dict[int, _Peer] = {}
         self.hosts = Hosts(self._worker_left, self._cut, self._retire, lambda tids, words: self.machine.blame(tids))
         self.queries = Queries(self)
@@ -475,7 +477,7 @@ async def serve(
     probe_port: int | None = None,
     certificate: str | None = None,
     key: str | None = None,
-    tell: Callable[[str], object] | None = None,
+    tell: Callable[[str, str | None], object] | None = None,
 ) -> None:
     """Be a scheduler until this is cancelled.
 
@@ -488,7 +490,7 @@ async def serve(
         http_may_fail: whether to go on without it where its port is taken.
         probe_port: where health and readiness can be asked for in plain HTTP, at all addresses; None: nowhere.
         certificate, key: PEM files with what it shows off loopback; None: it makes a certificate itself.
-        tell: called with the address when it listens.
+        tell: called with its address and that of the HTTP interface (None: there is none) when it listens.
     """
     collect_seldom()
     tell_defects(asyncio.get_running_loop(), "taskloom scheduler")
@@ -517,7 +519,7 @@ async def serve(
         )
         await probes.start()
     if tell is not None:
-        tell(found)
+        tell(found, node.http_address)
     try:
         await asyncio.Event().wait()
     finally:
@@ -531,7 +533,7 @@ async def serve(
 def run_scheduler(
     address: str,
     token: Token,
-    tell: Callable[[str], object],
+    tell: Callable[[str, str | None], object],
     grace: float = 0.0,
     http: tuple[str, int] | None = None,
     http_may_fail: bool = False,

@@ -326,6 +326,17 @@ def test_a_cluster_in_one_command(terminals, number, code):
     until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
 
 
+@pytest.mark.parametrize("args", [["scheduler"], ["cluster", "--nworkers", "1", "--nthreads", "1"]])
+def test_where_http_is(terminals, args):
+    process, address = terminals.start(*args, "--port", "0", "--http-port", "0")
+    http = process.stdout.readline().split()[-1]
+    assert http.startswith("http://127.0.0.1:")
+    with terminals.client(address) as client:
+        assert client.scheduler_info()["http"] == http
+    with urllib.request.urlopen(f"{http}/api/v1/health", timeout=20) as answer:
+        assert answer.status == 200
+
+
 def test_a_cluster_goes_on_without_http_where_its_port_is_taken_unless_it_was_asked_for(terminals, tmp_path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.request
 
 import psutil
 import pytest
@@ -376,3 +379,55 @@ def test_a_client_that_is_dropped_with_its_cluster_leaves_no_warning_when_the_pr
         [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- HTTP
+
+
+def health(url, token=None, path="health"):
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/api/v1/{path}", headers=headers), timeout=20) as answer:
+        return json.load(answer)
+
+
+@pytest.mark.parametrize("processes", [True, False])
+def test_the_address_of_http(processes):
+    options = {"n_workers": 1} if processes else {"processes": False, "threads_per_worker": 1}
+    with LocalCluster(http_port=0, **options) as cluster, connect(cluster) as client:
+        assert cluster.http_address.startswith("http://127.0.0.1:")
+        assert not cluster.http_address.endswith(":0")
+        assert health(cluster.http_address) == {"status": "ok"}
+        assert client.scheduler_info()["http"] == cluster.http_address
+        info = health(cluster.http_address, cluster.token, "info")
+        assert (info["address"], info["http"]) == (cluster.address, cluster.http_address)
+        url = cluster.http_address
+        if processes:  # another scheduler is at the same place
+            os.kill(cluster.scheduler_pid, signal.SIGKILL)
+            until(lambda: answers(url))
+            assert client.submit(inc, 1).result(timeout=30) == 2
+            assert cluster.http_address == client.scheduler_info()["http"] == url
+    assert not answers(url)
+
+
+def answers(url):
+    try:
+        return health(url) == {"status": "ok"}
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("processes", [True, False])
+def test_no_http(processes):
+    options = {"n_workers": 1} if processes else {"processes": False, "threads_per_worker": 1}
+    with LocalCluster(**options) as cluster, connect(cluster) as client:
+        assert cluster.http_address is None
+        assert client.scheduler_info()["http"] is None
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ClusterError):
+            LocalCluster(http_port=port, **options)
+        with LocalCluster(http_port=port, http_may_fail=True, **options) as cluster, connect(cluster) as client:
+            assert cluster.http_address is None
+            assert client.submit(inc, 1).result(timeout=30) == 2
