@@ -28,7 +28,16 @@ from taskloom_operator.desired.conditions import Condition, conditions, of
 from taskloom_operator.desired.pods import Pod, Trouble, controlled, controller, read, told, trouble
 from taskloom_operator.desired.times import seconds, stamp
 from taskloom_operator.desired.workers import Change, Group, Limits, decide
-from taskloom_operator.manifests import deployment, naming, network_policy, secret, service, worker_hash, worker_pod
+from taskloom_operator.manifests import (
+    deployment,
+    named,
+    naming,
+    network_policy,
+    secret,
+    service,
+    worker_hash,
+    worker_pod,
+)
 from taskloom_operator.manifests.hashes import scheduler_hash
 from taskloom_operator.manifests.workers import threads
 from taskloom_operator.observe import Observed, SchedulerView, WishView
@@ -459,7 +468,11 @@ class _Cluster:
     def _create(self, group: _Workers) -> None:
         """Pods whose names follow from what is there: two operators at the same time make the same ones."""
         used = {pod.name for pod in group.pods}
-        serial = max([pod.serial for pod in group.pods], default=0)
+        if not group.change.births:
+            return
+        spec, settings = group.spec, self.seen.settings
+        pod = worker_pod(self.cluster, spec, group.resource, group.name, settings, self.image)
+        serial = max([one.serial for one in group.pods], default=0)
         for deaths in group.change.births:
             serial += 1
             seed = f"{group.resource['metadata']['uid']}/{serial}/{int(self.now // 600)}"
@@ -471,17 +484,7 @@ class _Cluster:
             annotations = {naming.SERIAL: str(serial)}
             if deaths:
                 annotations[naming.DEATHS] = str(deaths)
-            pod = worker_pod(
-                self.cluster,
-                group.spec,
-                group.resource,
-                group.name,
-                name,
-                self.seen.settings,
-                self.image,
-                annotations,
-            )
-            self.actions.append(Create(pod))
+            self.actions.append(Create(named(pod, name, annotations)))
 
     # --- what is told
 

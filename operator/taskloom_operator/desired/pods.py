@@ -174,7 +174,7 @@ def read(pod: Mapping[str, Any], deleted: frozenset[str] = frozenset(), containe
         if created is not None and ended_at - created >= LONG:
             deaths = 0
         retry_at = ended_at + backoff(deaths + 1)
-    running = bool(state.get("running")) and not ended
+    running = state.get("running") is not None and not ended
     return Pod(
         metadata["name"],
         uid,

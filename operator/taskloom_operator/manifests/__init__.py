@@ -5,11 +5,12 @@ from __future__ import annotations
 from taskloom_operator.manifests.hashes import scheduler_hash, worker_hash
 from taskloom_operator.manifests.jobs import batch_job, task_cluster
 from taskloom_operator.manifests.scheduler import deployment, network_policy, secret, service
-from taskloom_operator.manifests.workers import worker_pod
+from taskloom_operator.manifests.workers import named, worker_pod
 
 __all__ = [
     "batch_job",
     "deployment",
+    "named",
     "network_policy",
     "scheduler_hash",
     "secret",

@@ -11,7 +11,7 @@ from taskloom_operator.manifests.hashes import worker_hash
 from taskloom_operator.observe import Settings
 from taskloom_operator.spec.quantities import quantity, whole
 
-__all__ = ["GRACE", "memory_limit", "threads", "worker_pod"]
+__all__ = ["GRACE", "memory_limit", "named", "threads", "worker_pod"]
 
 GRACE = 60  # seconds that a worker has for moving what it holds when its pod is deleted
 PATIENCE = 60  # seconds after which it leaves a node that cannot be reached
@@ -51,21 +51,17 @@ def worker_pod(
     workers: Mapping[str, Any],
     owner: Mapping[str, Any],
     group: str,
-    name: str,
     settings: Settings,
     image: str,
-    annotations: Mapping[str, str],
 ) -> dict[str, Any]:
-    """A worker's pod.
+    """A worker's pod, but for its name: see :func:`named`.
 
     Args:
         cluster: the TaskCluster.
         workers: ``spec.workers`` of it, or the spec of a TaskWorkerGroup.
         owner: the resource that controls the pod: this or that.
         group: "default", or the name of the TaskWorkerGroup.
-        name: of the pod.
         image: what it runs, where the specs do not say.
-        annotations: that it gets beside the hash of its spec.
     """
     spec, metadata = cluster["spec"], cluster["metadata"]
     policy, secrets = pods.pull(spec, settings.image_pull_policy, settings.image_pull_secrets)
@@ -82,12 +78,14 @@ def worker_pod(
         "command": ["taskloom"],
         "args": [
             *("worker", naming.address(metadata["name"], metadata["namespace"])),
-            *("--name", name, "--nworkers", "1", "--host", "0.0.0.0"),
+            # of one shape, so that all pods of a group differ in their metadata alone
+            *("--name", "$(TASKLOOM_POD_NAME)", "--nworkers", "1", "--host", "0.0.0.0"),
             *amounts,
         ],
         # settings, not arguments, so that a pod template can have another value for each by its name
         "env": [
             pods.variable("TASKLOOM_TOKEN_FILE", pods.TOKEN_FILE),
+            {"name": "TASKLOOM_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             {"name": "TASKLOOM_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
             pods.variable("TASKLOOM_WORKER__NTHREADS", str(threads(workers))),
             pods.variable("TASKLOOM_WORKER__MEMORY_LIMIT", str(memory_limit(workers))),
@@ -113,10 +111,9 @@ def worker_pod(
     }
     pod: dict[str, Any] = {
         "metadata": {
-            "name": name,
             "namespace": metadata["namespace"],
             "labels": naming.labels(metadata["name"], naming.WORKER, group),
-            "annotations": {names.SPEC_HASH: worker_hash(spec, workers), **annotations},
+            "annotations": {names.SPEC_HASH: worker_hash(spec, workers)},
             "ownerReferences": [naming.owner(owner)],
         },
         "spec": {
@@ -139,3 +136,14 @@ def worker_pod(
     merged = pods.finish(pod, override)
     pods.tolerate(merged["spec"], PATIENCE)
     return {"apiVersion": "v1", "kind": "Pod", **merged}
+
+
+def named(pod: Mapping[str, Any], name: str, annotations: Mapping[str, str]) -> dict[str, Any]:
+    """One of many pods of the same shape.
+
+    Args:
+        pod: as :func:`worker_pod` makes it; all of them share its spec.
+        annotations: that this one has beside those of all.
+    """
+    metadata = {**pod["metadata"], "name": name, "annotations": {**pod["metadata"]["annotations"], **annotations}}
+    return {**pod, "metadata": metadata}
