@@ -8,6 +8,7 @@ import time
 
 import pytest
 from e2e.cluster import KubectlError, kubectl, until
+from e2e.tasks import inc, place, slow
 
 from taskloom import Client
 
@@ -23,21 +24,6 @@ def cluster(name="demo", workers=None, **spec):
         "metadata": {"name": name},
         "spec": {"workers": {key: value for key, value in fields.items() if value is not None}, **spec},
     }
-
-
-def inc(x):
-    return x + 1
-
-
-def slow(x):
-    time.sleep(0.2)
-    return x
-
-
-def place(_):
-    import os
-
-    return os.environ["HOSTNAME"]
 
 
 def connect(space, name="demo", **options):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from e2e.cluster import kubectl, node, until
-from e2e.test_clusters import cluster, connect, inc, slow
+from e2e.tasks import eat, inc, slow
+from e2e.test_clusters import cluster, connect
 
 from taskloom.errors import WorkerDiedError
 
@@ -21,11 +20,6 @@ def test_a_worker_pod_is_deleted(space):
         assert client.gather(values) == list(range(60))
         space.ready("demo", 2)
     assert victim not in {pod["metadata"]["name"] for pod in space.pods("demo")}
-
-
-def eat(gibibytes):
-    time.sleep(0.3)
-    return len(bytearray(int(gibibytes * 2**30)).replace(b"\0", b"\1"))
 
 
 def test_a_worker_is_killed_for_its_memory(space):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 from e2e.cluster import until
-from e2e.test_clusters import SMALL, cluster, connect, inc, place
+from e2e.tasks import inc, place
+from e2e.test_clusters import SMALL, cluster, connect
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "kubernetes"
 

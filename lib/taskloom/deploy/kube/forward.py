@@ -16,6 +16,7 @@ from typing import Any
 __all__ = ["Forwarder"]
 
 SIZE = 1 << 18
+LINGER = 5.0  # seconds for the last words of one end, after the other is closed
 
 
 class Forwarder:
@@ -85,16 +86,26 @@ class Forwarder:
 
 
 def _carry(near: Any, far: Any) -> None:
-    """Carry bytes both ways until one end is closed."""
+    """Carry bytes both ways until both ends are closed.
+
+    One that is closed is told to the other, and what that still has to say is taken: the thread behind the far end does not
+    expect to be cut off.
+    """
     with selectors.DefaultSelector() as selector:
         selector.register(near, selectors.EVENT_READ, far)
         selector.register(far, selectors.EVENT_READ, near)
-        while True:
-            for key, _ in selector.select():
-                try:
+        while selector.get_map():
+            ready = selector.select(None if len(selector.get_map()) == 2 else LINGER)
+            if not ready:
+                return
+            for key, _ in ready:
+                data = b""
+                with contextlib.suppress(OSError):
                     data = key.fileobj.recv(SIZE)  # type: ignore[union-attr]
-                    if not data:
-                        return
+                if not data:
+                    selector.unregister(key.fileobj)
+                    with contextlib.suppress(OSError):
+                        key.data.shutdown(socket.SHUT_WR)
+                    continue
+                with contextlib.suppress(OSError):  # it is closed: what is left is read all the same
                     key.data.sendall(data)
-                except OSError:
-                    return
