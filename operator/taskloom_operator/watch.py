@@ -2,6 +2,14 @@
 
 ``kubernetes.informer`` does it for threads, and keeps models; this keeps plain dicts, in one event loop, without what is only
 for people who look at who has written what.
+
+Rules:
+
+- A watch that ends or breaks is begun again where it was; only where the API server no longer knows what has happened since, or
+  where it has said what nobody understands, all is listed anew.
+- No two attempts without a pause between, unless the one before was of use.
+- Of two versions of an object the later one counts, whichever way it came: from a list, a watch or an answer to a write. What is
+  gone does not come back.
 """
 
 from __future__ import annotations
@@ -9,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +29,10 @@ __all__ = ["Reflector"]
 PAGE = 500  # objects in one answer
 WATCH = (240, 300)  # seconds until the API server is to end a watch, so that not all end at once
 SILENCE = 150.0  # seconds without a word; the API server sends a bookmark each minute
-LONGEST = 30.0  # seconds between attempts
+FIRST, LONGEST = 0.5, 30.0  # seconds between attempts, at first and at last
+HEARD = 2.0  # seconds between them at most while the API server does answer
+USEFUL = 5.0  # seconds that a watch has lasted that was of use
+GONE = 120.0  # seconds in which an answer may still come that is older than the end of its object
 
 _log = logging.getLogger("taskloom_operator.watch")
 
@@ -63,6 +75,8 @@ class Reflector:
         self._index = index
         self._objects: dict[tuple[str, str], Object] = {}
         self._indexed: dict[Any, dict[tuple[str, str], Object]] = {}
+        self._version: str | None = None  # that the next watch goes on from; None: all has to be listed
+        self._gone: dict[Any, float] = {}  # uids of what is gone, since when
 
     def get(self, namespace: str, name: str) -> Object | None:
         """One of them."""
@@ -77,24 +91,36 @@ class Reflector:
         return list(self._objects.values())
 
     def put(self, found: Mapping[str, Any]) -> None:
-        """What the API server has answered when it was changed: it may be here before the watch tells of it."""
-        self._set(dict(found))
+        """What the API server has answered when it was changed: it may be here before the watch tells of it, or after."""
+        if found["metadata"].get("uid") not in self._gone:
+            self._set(dict(found))
 
     async def run(self) -> None:
         """List and watch, for ever."""
-        delay = 0.5
+        delay = FIRST
         while True:
+            begun = time.monotonic()
+            heard = self.heard
             try:
-                version = await self._list()
-                self.synced.set()
-                delay = 0.5
-                while True:
-                    version = await self._watch(version)
+                if self._version is None:
+                    self._version = await self._list()
+                    self.synced.set()
+                await self._watch()
+                self.heard = time.monotonic()
             except ApiError as error:
-                if error.status == 410:  # what we know is too old to go on from
-                    continue
-                _log.warning("%s: %s", self.kind, error)
-            await asyncio.sleep(delay * random.uniform(0.7, 1.3))
+                if error.status == 410:
+                    self._version = None  # what we know is too old to go on from
+                    _log.info("%s: %s", self.kind, error)
+                else:
+                    _log.warning("%s: %s", self.kind, error)
+            except Exception:
+                # what was said is not what is said of objects, or a defect here; a list may do
+                self._version = None
+                _log.exception("%s", self.kind)
+            if self.heard > heard:
+                delay = FIRST if self.heard - begun > USEFUL else min(delay, HEARD)
+            # not all at once, though it is one event that ends all watches: that of an API server
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, LONGEST)
 
     async def _list(self) -> str:
@@ -112,14 +138,17 @@ class Reflector:
             if not more:
                 break
             query["continue"] = more
-        for key in [key for key in self._objects if key not in seen]:
-            self._remove(key)
-        return str(page["metadata"]["resourceVersion"])
+        version = str(page["metadata"]["resourceVersion"])
+        for key, item in list(self._objects.items()):
+            # what was made since comes by the watch
+            if key not in seen and not _later(item["metadata"]["resourceVersion"], version):
+                self._remove(key)
+        return version
 
-    async def _watch(self, version: str) -> str:
+    async def _watch(self) -> None:
         query = {
             "labelSelector": self._labels,
-            "resourceVersion": version,
+            "resourceVersion": self._version,
             "allowWatchBookmarks": "true",
             "timeoutSeconds": random.randint(*WATCH),
         }
@@ -130,10 +159,10 @@ class Reflector:
                 raise ApiError(int(item.get("code") or 0), str(item.get("reason")), str(item.get("message")))
             version = str(item["metadata"]["resourceVersion"])
             if what == "DELETED":
-                self._remove(_key(item))
+                self._end(item)
             elif what != "BOOKMARK":
                 self._set(item)
-        return version
+            self._version = version
 
     def _set(self, item: Object) -> None:
         item["metadata"].pop("managedFields", None)
@@ -141,21 +170,40 @@ class Reflector:
         key = _key(item)
         before = self._objects.get(key)
         if before is not None:
-            if before["metadata"].get("uid") == item["metadata"].get("uid"):
-                old, new = before["metadata"]["resourceVersion"], item["metadata"]["resourceVersion"]
-                if old == new or (old.isdigit() and new.isdigit() and int(new) < int(old)):
-                    return
+            old, new = before["metadata"]["resourceVersion"], item["metadata"]["resourceVersion"]
+            if old == new or _later(old, new):
+                return
             self._unindex(key, before)
+        item = _shared(item)
         self._objects[key] = item
         if self._index is not None:
             self._indexed.setdefault(self._index(item), {})[key] = item
         self._changed(self.kind, before, item)
 
+    def _end(self, item: Object) -> None:
+        """An object is gone, as the watch says; there may be a later one of its name already."""
+        key, metadata = _key(item), item["metadata"]
+        self._bury(metadata.get("uid"))
+        before = self._objects.get(key)
+        if before is not None and before["metadata"].get("uid") != metadata.get("uid"):
+            if _later(before["metadata"]["resourceVersion"], metadata["resourceVersion"]):
+                return
+        self._remove(key)
+
     def _remove(self, key: tuple[str, str]) -> None:
         before = self._objects.pop(key, None)
         if before is not None:
+            self._bury(before["metadata"].get("uid"))
             self._unindex(key, before)
             self._changed(self.kind, before, None)
+
+    def _bury(self, uid: Any) -> None:
+        now = time.monotonic()
+        for one, since in list(self._gone.items()):
+            if now - since <= GONE:
+                break
+            del self._gone[one]
+        self._gone.setdefault(uid, now)
 
     def _unindex(self, key: tuple[str, str], item: Object) -> None:
         if self._index is not None:
@@ -169,3 +217,20 @@ class Reflector:
 
 def _key(item: Mapping[str, Any]) -> tuple[str, str]:
     return item["metadata"].get("namespace", ""), item["metadata"]["name"]
+
+
+def _later(one: str, other: str) -> bool:
+    """Whether the first of two versions is the later one."""
+    return one.isdigit() and other.isdigit() and int(one) > int(other)
+
+
+def _shared(value: Any) -> Any:
+    """The same, with short texts that many objects have in common there but once: half of the memory."""
+    kind = type(value)
+    if kind is str:
+        return sys.intern(value) if len(value) <= 100 else value
+    if kind is dict:
+        return {sys.intern(key): _shared(part) for key, part in value.items()}
+    if kind is list:
+        return [_shared(part) for part in value]
+    return value
