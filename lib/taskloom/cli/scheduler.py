@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from taskloom.cli import setting
@@ -75,12 +77,16 @@ def command(
     port = setting("cluster.port") if port is None else port
     grace = setting("cluster.grace") if grace is None else grace
     wished = setting("cluster.http_port") if http_port is None else http_port
+    certificate = certificate or setting("cluster.certificate")
     scheme = "tcp" if is_here(host) else "tls"
 
     def tell(address: str, http: str | None) -> None:
         click.echo(f"taskloom scheduler at {address}")
         if http is not None:
-            click.echo(f"taskloom scheduler: HTTP at {http}")
+            where = ""
+            if http.startswith("https") and certificate is None:
+                where = _publish(http.rpartition(":")[2])
+            click.echo(f"taskloom scheduler: HTTP at {http}{where}")
 
     run_scheduler(
         f"{scheme}://{host}:{port}",
@@ -90,6 +96,19 @@ def command(
         None if wished < 0 else (host if http_host is None else http_host, wished),
         http_may_fail=http_port is None,
         probe_port=setting("cluster.probe_port") if probe_port is None else probe_port,
-        certificate=certificate or setting("cluster.certificate"),
+        certificate=certificate,
         key=key or setting("cluster.key"),
     )
+
+
+def _publish(port: str) -> str:
+    """Write the certificate that this process has made itself beside the user's token; words about it."""
+    from taskloom.net.security import temporary_security, write_certificate
+    from taskloom.net.tokens import token_path
+
+    path = os.path.join(os.path.dirname(token_path()), f"https-{port}.pem")
+    try:
+        write_certificate(path, temporary_security().der)
+    except OSError as error:
+        return f" (its certificate cannot be written to {path}: {error.strerror})"
+    return f", its certificate in {path}"

@@ -15,7 +15,7 @@ from taskloom.net.addresses import DEFAULT_PORT, Address, parse_address
 from taskloom.net.connection import Connection, Counters
 from taskloom.net.endpoints import Listener, Options, connect, listen
 from taskloom.net.inproc import InprocListener
-from taskloom.net.security import Security, own_security, temporary_security
+from taskloom.net.security import Security, own_security, pinned_context, temporary_security
 from taskloom.net.tokens import (
     Token,
     TokenFile,
@@ -49,6 +49,7 @@ __all__ = [
     "make_token",
     "own_security",
     "parse_address",
+    "pinned_context",
     "read_token",
     "temporary_security",
     "token_path",

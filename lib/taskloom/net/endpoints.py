@@ -398,7 +398,9 @@ class Listener:
         await _shake(self._loop, sock, acceptor, b"")
         if acceptor.error is not None:
             raise acceptor.error
-        return _open(self._loop, sock, acceptor, self._options, remote, self.address)
+        # not the listener's own: that may be all addresses of this machine
+        local = _name_of("tcp" if self._security is None else "tls", sock.getsockname())
+        return _open(self._loop, sock, acceptor, self._options, remote, local)
 
     def close(self) -> None:
         """Take no more connections, and give up those that have not proved themselves; the others go on."""

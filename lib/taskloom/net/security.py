@@ -17,7 +17,10 @@ from typing import NamedTuple
 
 from taskloom.errors import CommError
 
-__all__ = ["Security", "own_security", "temporary_security"]
+__all__ = ["CERTIFIED_NAME", "Security", "own_security", "pinned_context", "temporary_security", "write_certificate"]
+
+#: The one name that certificates are for which processes make themselves: who asks over HTTPS can ask for it, wherever it is.
+CERTIFIED_NAME = "taskloom"
 
 
 class Security(NamedTuple):
@@ -91,6 +94,45 @@ def own_security(
     return Security(server, der, client, check_hostname)
 
 
+def pinned_context(certificate: str) -> ssl.SSLContext:
+    """For HTTPS to a server whose certificate is known: to that one, whatever it is called, and to no other.
+
+    Args:
+        certificate: as PEM: what ``client.scheduler_info()["http_certificate"]`` says, or the file that ``taskloom scheduler``
+            writes holds.
+
+    Raises:
+        CommError: it is no certificate.
+    """
+    try:
+        context = ssl.create_default_context(cadata=ssl.DER_cert_to_PEM_cert(ssl.PEM_cert_to_DER_cert(certificate)))
+    except ValueError as error:  # with no certificate, those that the system knows would be trusted
+        raise CommError(f"that is no certificate, so nobody can be trusted by it: {error}") from error
+    # the process that has the key is who it is at any address
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+def write_certificate(path: str, der: bytes) -> None:
+    """Write a certificate, as PEM, where people and programs find whom they may trust; what was there is replaced.
+
+    Raises:
+        OSError: that is not possible.
+    """
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    fd, new = tempfile.mkstemp(prefix=".certificate-", dir=folder)
+    try:
+        with open(fd, "w") as file:
+            os.fchmod(fd, 0o644)  # it is no secret
+            file.write(ssl.DER_cert_to_PEM_cert(der))
+        os.replace(new, path)
+    except BaseException:
+        os.unlink(new)
+        raise
+
+
 def _no_password() -> str:
     raise ValueError("the key is encrypted; write it without a passphrase, readable for this user only")
 
@@ -134,7 +176,7 @@ def _make_certificate() -> tuple[bytes, bytes]:
             "does that, is not installed: pip install 'taskloom[cluster]'"
         ) from error
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "taskloom")])
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, CERTIFIED_NAME)])
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -145,6 +187,10 @@ def _make_certificate() -> tuple[bytes, bytes]:
         # clocks differ, and nobody looks at these: it ends with the process
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=3650))
+        # for HTTPS, where who asks checks it: it vouches for itself alone. The name is that of no machine; see docs/http.md
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(CERTIFIED_NAME)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     encoding = serialization.Encoding

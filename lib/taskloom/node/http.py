@@ -102,6 +102,11 @@ class HttpServer:
         assert self._security is not None
         return hashlib.sha256(self._security.der).hexdigest()
 
+    @property
+    def certificate(self) -> bytes:
+        """The certificate that HTTPS shows (DER); empty: there is none."""
+        return self._security.der if self._security is not None and self._address.startswith("https") else b""
+
     async def start(self) -> str:
         """Listen.
 
@@ -146,6 +151,7 @@ class HttpServer:
             self._servers.append(server)
             self._probe_address = _url("http", self._probe_host, probes)
         self._node.http_address = self._address
+        self._node.http_certificate = self.certificate
         self._node.after += [self._state.changed, self._metrics.changed]
         self._metrics.start()
         return self._address
@@ -157,6 +163,7 @@ class HttpServer:
         for server in self._servers:
             server.stop()
         self._node.http_address = None
+        self._node.http_certificate = b""
         for changed in (self._state.changed, self._metrics.changed):
             self._node.after.remove(changed)
         self._metrics.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -156,11 +157,21 @@ class Queries:
                     **other.about,
                     "vitals": other.vitals,
                 }
-        http = self.node.http_address
-        if http is not None:
-            scheme, _, rest = http.partition("://")
-            host, _, port = rest.rpartition(":")
-            if host in ("0.0.0.0", "[::]"):  # everywhere: there too where the client has reached us
-                host = peer.connection.local.partition("://")[2].rpartition(":")[0] or host
-            http = f"{scheme}://{host}:{port}"
-        return {"address": self.node.address, "http": http, "started": self.node.started, "workers": workers}
+        http, der = self.node.http_address, self.node.http_certificate
+        return {
+            "address": _reachable(self.node.address, peer),
+            "http": None if http is None else _reachable(http, peer),
+            # who hears this knows that it comes from who knows the token: so it can be trusted
+            "http_certificate": ssl.DER_cert_to_PEM_cert(der) if der else None,
+            "started": self.node.started,
+            "workers": workers,
+        }
+
+
+def _reachable(address: str, peer: Any) -> str:
+    """An address of this process as a client can use it: where it is all of this machine's, the one that it has connected to."""
+    scheme, _, rest = address.partition("://")
+    host, _, port = rest.rpartition(":")
+    if host not in ("0.0.0.0", "[::]"):
+        return address
+    return f"{scheme}://{peer.connection.local.partition('://')[2].rpartition(':')[0]}:{port}"

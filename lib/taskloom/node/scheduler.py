@@ -114,6 +114,7 @@ class SchedulerNode:
         hosts: the supervisors.
         after: called without arguments whenever something has happened.
         http_address: the URL of its HTTP interface; None: it has none.
+        http_certificate: what that shows (DER); empty: it is plain HTTP.
         started: when, seconds since the epoch.
     """
 
@@ -122,6 +123,7 @@ class SchedulerNode:
         self.machine = Scheduler(new_incarnation() if incarnation is None else incarnation, grace)
         self.listener: Listener | InprocListener | None = None
         self.http_address: str | None = None
+        self.http_certificate = b""
         self.peers: dict[int, _Peer] = {}
         self.hosts = Hosts(self._worker_left, self._cut, self._retire, lambda tids, words: self.machine.blame(tids))
         self.queries = Queries(self)

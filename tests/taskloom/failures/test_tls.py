@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import socket
 import ssl
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import psutil
 import pytest
 
+import taskloom
 from taskloom.client import Client
 from taskloom.errors import AddressError, CommError, HandshakeError
+from taskloom.net import pinned_context
 
 TOKEN = "t" * 43
 
@@ -29,10 +34,10 @@ def own_address():
 
 
 @pytest.fixture
-def start():
+def start(tmp_path):
     processes = []
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("TASKLOOM")}
-    environ |= {"PYTHONUNBUFFERED": "1"}
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("TASKLOOM", "XDG_"))}
+    environ |= {"PYTHONUNBUFFERED": "1", "HOME": str(tmp_path)}
 
     def run(*args, token=TOKEN):
         process = subprocess.Popen(
@@ -109,6 +114,69 @@ def test_a_certificate_of_ones_own_and_probes(start, tmp_path):
     start("worker", address, "--nthreads", "1").stdout.readline()
     with Client(address, token=TOKEN) as client:
         assert client.submit(abs, -1).result(timeout=30) == 1
+
+
+def document_block(language, words):
+    """The block of docs/http.md in which these words stand."""
+    text = (Path(__file__).parents[3] / "docs" / "http.md").read_text()
+    (found,) = [b for b in re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if words in b]
+    return found
+
+
+def test_https_with_a_certificate_that_the_scheduler_makes(start, tmp_path, capsys):
+    """As docs/http.md has it: the token goes to who has that certificate, and to nobody else."""
+    host = own_address()
+    if host is None:
+        pytest.skip("this machine has no address but its loopback")
+    scheduler = start("scheduler", "--host", "0.0.0.0", "--port", "0", "--http-port", "0")
+    port = scheduler.stdout.readline().split()[-1].rpartition(":")[2]
+    said = scheduler.stdout.readline()
+    url, path = re.search(r"HTTP at (https://0\.0\.0\.0:\d+), its certificate in (.+)$", said).groups()
+    http = url.rpartition(":")[2]
+    assert path == str(tmp_path / ".config" / "taskloom" / f"https-{http}.pem")
+    pem = Path(path).read_text()
+
+    # a program with a client
+    with Client(f"tls://{host}:{port}", token=TOKEN) as client:
+        info = client.scheduler_info()
+        assert info["http"] == f"https://{host}:{http}"
+        assert info["http_certificate"] == pem
+        names = {"client": client, "token": TOKEN, "taskloom": taskloom, "urllib": urllib, "json": json}
+        exec(document_block("py", "pinned_context"), names)
+        assert capsys.readouterr().out == "0\n"
+    request = urllib.request.Request(f"https://{host}:{http}/api/v1/health")
+    make_certificate(tmp_path / "other.pem", tmp_path / "other.key", host)
+    other = (tmp_path / "other.pem").read_text()
+    with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+        urllib.request.urlopen(request, context=pinned_context(other), timeout=30)
+    strict = pinned_context(pem)
+    strict.verify_flags |= ssl.VERIFY_X509_STRICT  # as in Python 3.13
+    with urllib.request.urlopen(request, context=strict, timeout=30) as answer:
+        assert answer.status == 200
+    for nothing in ("", "no certificate"):
+        with pytest.raises((CommError, ssl.SSLError)):
+            pinned_context(nothing)
+
+    # curl
+    if shutil.which("curl") is None:
+        return
+    block = document_block("bash", "--cacert").replace("node7", host).replace("8787", http)
+    script = f'ssh() {{ shift; (cd "$HOME" && "$@"); }}\n{block}'  # it is this machine
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "TOKEN": TOKEN}
+
+    def run(script):
+        return subprocess.run(
+            ["bash", "-euc", script], env=environ, cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    done = run(script)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["http"] == f"https://0.0.0.0:{http}"
+    done = run(block.partition("\n")[2].replace("scheduler.pem", str(tmp_path / "other.pem")))
+    assert done.returncode == 60  # the certificate is another one: nothing was sent
+    assert done.stdout == ""
 
 
 def make_certificate(certificate, key, host):
