@@ -18,11 +18,11 @@ from taskloom_operator import __version__
 from taskloom_operator.metrics import Metrics
 from taskloom_operator.names import GROUP, OPERATOR, VERSION
 
-__all__ = ["APPLY", "KINDS", "MERGE", "Api", "ApiError", "Kind"]
+__all__ = ["APPLY", "JSON", "KINDS", "MERGE", "Api", "ApiError", "Kind"]
 
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
-_JSON = "application/json"
+JSON = "application/json"
 
 Kind = tuple[str, str]  # the path of its API, and its name in paths
 
@@ -90,7 +90,7 @@ class Api:
         path: str,
         body: Any = None,
         query: Mapping[str, Any] | None = None,
-        content: str = _JSON,
+        content: str = JSON,
         timeout: float = 30.0,
     ) -> Any:
         """Ask, and wait for the answer.
@@ -125,7 +125,7 @@ class Api:
         """
         self._metrics.requests.labels("WATCH").inc()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=silence)
-        response = await self._send("GET", path, None, {**query, "watch": "true"}, _JSON, timeout)
+        response = await self._send("GET", path, None, {**query, "watch": "true"}, JSON, timeout)
         try:
             if response.status != 200:
                 raise _error(response.status, await response.read())
@@ -139,7 +139,7 @@ class Api:
     async def _send(
         self, method: str, path: str, body: Any, query: Any, content: str, timeout: Any
     ) -> aiohttp.ClientResponse:
-        headers = {"Accept": _JSON, "Content-Type": content, "User-Agent": self._client.user_agent}
+        headers = {"Accept": JSON, "Content-Type": content, "User-Agent": self._client.user_agent}
         queries: list[tuple[str, str]] = [
             (key, str(value)) for key, value in (query or {}).items() if value is not None
         ]

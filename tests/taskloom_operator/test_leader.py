@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
+from taskloom_operator import leader
 from taskloom_operator.api import Api
 from taskloom_operator.leader import lead
 from taskloom_operator.metrics import Metrics
@@ -23,6 +24,9 @@ class Leases:
     def __init__(self):
         self.kept = {}
         self.version = 0
+        self.asked = 0
+        self.answers = asyncio.Event()  # while it is not set, nobody gets an answer
+        self.answers.set()
 
     def put(self, name, lease):
         self.version += 1
@@ -62,12 +66,18 @@ class Leases:
         return found and found["spec"]["holderIdentity"]
 
     async def start(self):
-        application = web.Application()
+        @web.middleware
+        async def late(request, handler):
+            self.asked += 1
+            await self.answers.wait()
+            return await handler(request)
+
+        application = web.Application(middlewares=[late])
         application.router.add_post(LEASES, self.create)
         application.router.add_get(LEASES + "/{name}", self.get)
         application.router.add_put(LEASES + "/{name}", self.change)
         application.router.add_patch(LEASES + "/{name}", self.change)
-        self.runner = web.AppRunner(application, access_log=None)
+        self.runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
         await self.runner.setup()
         site = web.TCPSite(self.runner, "127.0.0.1", 0)
         await site.start()
@@ -151,5 +161,65 @@ def test_who_acts_and_fails_says_so():
         with pytest.raises(ZeroDivisionError, match="it was nothing"):
             await lead(api, "system", "one", act)
         assert leases.holder == ""
+
+    run(story)
+
+
+def test_who_gets_no_answer_stops_before_another_one_may_begin(monkeypatch):
+    for name, seconds in {"DURATION": 3, "RENEW": 2, "RETRY": 1, "HOLD": 1.5, "ATTEMPT": 0.2}.items():
+        monkeypatch.setattr(leader, name, seconds)
+
+    async def story(leases, api):
+        task, acts = candidate(api, "one")
+        await acting(task, acts)
+        leases.answers.clear()
+        await asyncio.wait_for(asyncio.shield(task), 10)
+        assert not acts.is_set()
+        assert leases.holder == "one"  # it could not be given back
+        leases.answers.set()
+        second, follows = candidate(api, "two")
+        await acting(second, follows)
+        await end(second)
+
+    run(story)
+
+
+def test_one_request_without_an_answer_is_no_reason_to_stop(monkeypatch):
+    for name, seconds in {"RETRY": 1, "ATTEMPT": 0.1}.items():
+        monkeypatch.setattr(leader, name, seconds)
+
+    async def story(leases, api):
+        task, acts = candidate(api, "one")
+        await acting(task, acts)
+        leases.answers.clear()
+        asked = leases.asked
+        while leases.asked < asked + 2:
+            await asyncio.sleep(0.01)
+        leases.answers.set()
+        version = leases.version
+        while leases.version == version:
+            await asyncio.sleep(0.01)
+        assert acts.is_set()
+        assert not task.done()
+        await end(task)
+        assert leases.holder == ""
+
+    run(story)
+
+
+def test_one_whose_lease_another_one_has_taken_stops(monkeypatch):
+    for name, seconds in {"DURATION": 3, "RENEW": 2, "RETRY": 1, "HOLD": 1.5, "ATTEMPT": 0.2}.items():
+        monkeypatch.setattr(leader, name, seconds)
+
+    async def story(leases, api):
+        task, acts = candidate(api, "one")
+        await acting(task, acts)
+        leases.put("taskloom-operator", {**leases.kept["taskloom-operator"], "spec": {
+            "holderIdentity": "somebody", "leaseDurationSeconds": 60,
+            "acquireTime": "2026-01-01T00:00:00.000000Z", "renewTime": "2026-01-01T00:00:00.000000Z",
+        }})  # fmt: skip
+        await asyncio.wait_for(asyncio.shield(task), 10)
+        assert not acts.is_set()
+        assert leases.holder == "somebody"
 
     run(story)
