@@ -176,13 +176,13 @@ class AnyOrder(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "world"):
             return
-        world = self.world
+        world, operator = self.world, self.operators[0]
+        operator.settle()  # as far as it comes
         for node, down in world.nodes.items():
             if down is not None:
                 world.node_up(node)
         world.reachable, world.quota = True, None
-        world.step(3)
-        operator = Operator(world)
+        # Nobody tells the operator that the scheduler can be reached again, or that there is room: it has to look.
         operator.settle()
         assert not world.failures
         world.forget()  # so that the last one can go, too

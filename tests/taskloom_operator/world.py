@@ -634,6 +634,10 @@ class Operator:
         self.deleted: set[str] = set()
         self.refused: dict[Key, dict[str, Refused]] = {}
         self.cache: dict[Key, dict[str, Any]] = {}
+        self.waits = False  # for another wish
+        self.due = 0.0  # when it looks though nothing has happened
+        self.seen_objects = b""
+        self.seen_wish: Any = None
         self.sync()
 
     def sync(self) -> None:
@@ -692,6 +696,7 @@ class Operator:
     def steps(self, name: str = "demo", namespace: str = NS) -> Iterator[Any]:
         """Look at a cluster and do what follows: one action at a time, each named before it is done."""
         plan = self.plan(name, namespace)
+        self.waits = Ask.WISH in plan.ask
         refused = self.refused.setdefault(("TaskCluster", namespace, name), {})
         for action in plan.actions:
             yield action
@@ -711,21 +716,44 @@ class Operator:
             yield written
             self.world.write(written)
 
+    def _wish(self, name: str, namespace: str) -> Any:
+        """What whoever waits for another wish is told, if the last plan has one wait."""
+        if not self.waits or not self.world.reachable:
+            return self.seen_wish
+        wish = self.world.ask(name, namespace, Ask.WISH).wish
+        return wish and (wish.workers, wish.why, wish.unmet, wish.settled, [one.worker for one in wish.spare])
+
     def run(self, name: str = "demo", namespace: str = NS) -> list[Any]:
         """All of it; what was done."""
         self.sync()
         return list(self.steps(name, namespace))
 
-    def settle(self, name: str = "demo", namespace: str = NS, most: int = 400) -> int:
-        """Go on until nothing changes any more; how many seconds that took.
+    def settle(self, name: str = "demo", namespace: str = NS, most: int = 600) -> int:
+        """Go on until nothing changes any more, as the real one does: looking only when an object has changed, when the wish is
+        another one, or when a plan has said so.
 
         Raises:
             AssertionError: it goes on and on.
         """
-        quiet = 0
+        world = self.world
+        quiet, done = 0, []
         for step in range(most):
-            done = [action for action in self.run(name, namespace) if not isinstance(action, Note)]
-            self.world.step(length=1.0 if quiet < 4 else 10.0)
+            now = marshal.dumps([found for key, found in world.objects.items() if key[1] == namespace])
+            wished = self._wish(name, namespace)
+            done = []
+            if world.now >= self.due or now != self.seen_objects or wished != self.seen_wish:
+                before = marshal.dumps(list(world.objects.values())), [one.state for one in world.processes.values()]
+                done = self.run(name, namespace)
+                if before == (
+                    marshal.dumps(list(world.objects.values())),
+                    [one.state for one in world.processes.values()],
+                ):
+                    done = []  # what was tried was refused
+                # what it has just written is news to it, too
+                again = self.plan(name, namespace).again
+                self.due = float("inf") if again is None else world.now + again
+                self.seen_objects, self.seen_wish = now, wished
+            world.step(length=1.0 if quiet < 4 else 10.0)
             quiet = 0 if done else quiet + 1
             if quiet >= 8:
                 return step

@@ -27,7 +27,7 @@ from taskloom_operator.desired import autoscale
 from taskloom_operator.desired.conditions import Condition, conditions, of
 from taskloom_operator.desired.pods import Pod, Trouble, controlled, controller, read, told, trouble
 from taskloom_operator.desired.times import seconds, stamp
-from taskloom_operator.desired.workers import Change, Group, Limits, decide
+from taskloom_operator.desired.workers import LOOK, Change, Group, Limits, decide
 from taskloom_operator.manifests import (
     deployment,
     named,
@@ -322,6 +322,8 @@ class _Cluster:
         if self.reach:
             # who cannot be asked may be at work; what was so before does not count
             self.idle = Condition("Idle", False, "Unknown", f"the scheduler cannot be asked: {self.reach}")
+            if self._available():
+                self.soon(LOOK)
             return
         self.ask |= Ask.INFO | Ask.WORKERS
         view = self.seen.scheduler
@@ -364,10 +366,12 @@ class _Cluster:
     def _workers(self) -> None:
         view = self.seen.scheduler
         scaled = [group for group in self.groups if group.autoscale is not None]
-        if scaled and not self.reach:
+        if scaled and self._available():
             self.ask |= Ask.WISH
             if any(group.name != names.DEFAULT_GROUP for group in scaled):
                 self.ask |= Ask.WORKERS
+            if self.reach:
+                self.soon(LOOK)
         wish = None if view is None or self.reach else view.wish
         self._limits(wish, view)
         # The scheduler's pod comes first, by some hundredths of a second: where there is a quota, workers would take what it

@@ -210,6 +210,8 @@ class _Decision:
         unfit = [pod for pod in self.new if self.is_old(pod) or (pod.lacks_image and pod.image != self.group.image)]
         if any(pod.running for pod in unfit):
             self._know()
+        if not all(self._holds_nothing(pod) for pod in unfit):
+            change.soon(LOOK)
         unfit = [pod for pod in unfit if self._holds_nothing(pod)]
         change.first += unfit
         self.new = [pod for pod in self.new if pod not in unfit]
@@ -406,7 +408,9 @@ class _Decision:
         others = [pod for pod in self.new + self.lost if id(pod) not in dying]
         change.registered = len(staying)
         change.ready = sum(pod.ready for pod in staying + others)
-        change.replicas = len(staying) + len(others) + len(change.draining) + len(change.births)
+        change.replicas = len(staying) + len(others) + len(change.draining)
+        if self.group.refused is None:
+            change.replicas += len(change.births)  # those that will be there; else it would be told, and taken back
 
 
 _FORCE = (
