@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from taskloom.errors import TaskloomError
 
-__all__ = ["SETTINGS", "Setting", "UnknownSettingError", "get", "positive_int", "refresh", "set"]
+__all__ = ["SETTINGS", "Setting", "SettingWarning", "UnknownSettingError", "get", "positive_int", "refresh", "set"]
 
 _PREFIX = "TASKLOOM_"
 _NOT_SETTINGS = ("TASKLOOM_CONFIG",)  # says where the settings are
@@ -39,6 +39,10 @@ class UnknownSettingError(TaskloomError, KeyError):
 
     def __str__(self) -> str:  # KeyError would print the repr of the message
         return str(self.args[0]) if self.args else ""
+
+
+class SettingWarning(UserWarning):
+    """Something in the environment is nearly a setting, and has no effect."""
 
 
 class Setting(NamedTuple):
@@ -486,6 +490,7 @@ def _warn_of_typo(variable: str, name: str) -> None:
         warnings.warn(
             f"the environment variable {variable} is no setting of taskloom; close to it: "
             + ", ".join(_PREFIX + known.upper().replace(".", "__") for known in close),
+            SettingWarning,
             stacklevel=2,
         )
 

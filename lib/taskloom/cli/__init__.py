@@ -12,6 +12,7 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from taskloom import config
 from taskloom.errors import TaskloomError
 
 __all__ = ["main", "setting"]
+
+_show_any_warning = warnings.showwarning
 
 # name -> its module, and one line about it: the list of commands is shown without importing them
 _COMMANDS = {
@@ -61,6 +64,7 @@ class _Main(click.Group):
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:  # nohup's is kept
                 signal.signal(number, _end)
+        warnings.showwarning = _show_warning
         try:
             status = super().main(args, prog_name, **extra)
             sys.stdout.flush()
@@ -96,6 +100,16 @@ def setting(name: str) -> Any:
         return config.get(name)
     except (TypeError, ValueError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _show_warning(
+    message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+) -> None:
+    """A warning that is for the user of a command is a line; others are as Python has them."""
+    if issubclass(category, config.SettingWarning) and file is None:
+        _say(f"taskloom: {message}")
+    else:
+        _show_any_warning(message, category, filename, lineno, file, line)
 
 
 def _end(number: int, frame: object) -> None:

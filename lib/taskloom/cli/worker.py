@@ -142,7 +142,6 @@ def command(
         address,
         token,
         leave=setting("worker.leave_timeout") if leave_timeout is None else leave_timeout,
-        say=lambda words: click.echo(f"taskloom {words}"),
         count=count,
         threads=threads,
         limit=limit,

@@ -265,8 +265,7 @@ class LocalCluster:
         """Say so where no worker is left, and none will come: whoever waits for results waits in vain."""
         await supervisor.finished.wait()
         if supervisor.problem and not self._closed:
-            # a worker's own words stand there already
-            why = "; why is said above" if supervisor.problem.startswith("taskloom ") else f": {supervisor.problem}"
+            why = "; why is said above" if supervisor.problem_said else f": {supervisor.problem}"
             print(
                 f"taskloom: the cluster at {self.address} has no workers, and none can be started{why}", file=sys.stderr
             )

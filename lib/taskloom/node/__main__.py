@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import tempfile
+import warnings
 from typing import Any
 
 from taskloom.local.child import die_with_parent
@@ -108,6 +109,9 @@ def main(kind: str, life: int) -> None:
 
     hello["tell"] = tell
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    from taskloom.config import SettingWarning
+
+    warnings.simplefilter("ignore", SettingWarning)  # the program that started this one says it
     from taskloom.errors import AddressError, CommError, HandshakeError, TokenError
     from taskloom.net import load_token
     from taskloom.node.codes import REFUSED

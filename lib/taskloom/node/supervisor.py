@@ -43,6 +43,7 @@ from taskloom.net import Connection, Options, Token, connect, dump_token
 from taskloom.node.cell import read_running
 from taskloom.node.codes import LEFT, MEMORY, REFUSED, REPLACE
 from taskloom.node.folders import make_owned, remove_orphans, take_orphans
+from taskloom.node.writer import Writer
 from taskloom.system import thread_limits
 
 __all__ = ["Lines", "Supervisor", "process_ended", "run_workers", "spawn"]
@@ -52,6 +53,7 @@ SIGN = 1.0  # seconds between signs of life to the scheduler
 STOPPED = 1.0  # seconds that a process must be stopped before that is told
 TERMINATE = 0.95  # of the memory limit: above, a worker is ended before the system does it, to whomever it chooses
 BACKOFF = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds until a worker that did not even join is tried again
+ONCE = 5.0  # seconds in which what a worker says of itself is not said again for another one
 LINES = 20  # of stderr that are kept, to say why a process has died
 SILENCE = 2.0  # seconds in which a scheduler that is not there is looked for without a word
 PATIENCE = 5.0  # seconds that a worker has for leaving when it is asked to
@@ -141,6 +143,7 @@ class Supervisor:
     Attributes:
         finished: set when no worker is left that there should be: all have left, or are of no use to start.
         problem: why the last one is of no use; "" while there is no reason.
+        problem_said: whether that stands on the standard error already, in the worker's own words.
     """
 
     def __init__(
@@ -178,6 +181,11 @@ class Supervisor:
         self._count = count
         self._numbers = 0
         self._id = secrets.token_hex(8)
+        self._stderr = Writer("stderr")
+        self._said: dict[
+            str, tuple[str, float]
+        ] = {}  # what workers have said of themselves just now: words -> who, when
+        self.problem_said = False
         self._launches = 0
         self._scratch = ""
         self._scratch_fd = -1
@@ -308,6 +316,7 @@ class Supervisor:
         self._remove_scratch()
         # of those that were killed or replaced
         await asyncio.get_running_loop().run_in_executor(None, remove_orphans, self.folder or tempfile.gettempdir())
+        await asyncio.get_running_loop().run_in_executor(None, self._stderr.close)
         self.finished.set()
         self._announce()
 
@@ -414,11 +423,15 @@ class Supervisor:
 
     def _wrote(self, worker: _Worker, line: str) -> None:
         worker.lines.append(line)
-        try:
-            sys.stderr.write(f"{line}\n")
-            sys.stderr.flush()
-        except (OSError, ValueError, AttributeError):  # nobody is there to read it
-            pass
+        own = f"taskloom worker {worker.name}: "
+        if line.startswith(own):  # of its own, not of a task's: what is wrong with all of them is said once
+            words, now = line[len(own) :], time.monotonic()
+            name, when = self._said.get(words, (worker.name, now))
+            self._said = {known: said for known, said in self._said.items() if now - said[1] < ONCE}
+            if name != worker.name and now - when < ONCE:
+                return
+            self._said[words] = worker.name, now
+        self._stderr.say(line)
 
     def _joined(self, worker: _Worker, line: str) -> None:
         if worker.about is not None:
@@ -460,7 +473,8 @@ class Supervisor:
             return
         # of no use: it says so itself, or it needs more memory than it may have even before it does anything
         if code == REFUSED or (worker.words and not worker.excused):
-            self.problem = worker.lines[-1] if code == REFUSED and worker.lines else f"worker {worker.name} {words}"
+            self.problem_said = code == REFUSED and bool(worker.lines)
+            self.problem = worker.lines[-1] if self.problem_said else f"worker {worker.name} {words}"
             self._remove(worker)
             return
         self._try_later(worker, words)
@@ -474,6 +488,7 @@ class Supervisor:
     def _try_later(self, worker: _Worker, words: str) -> None:
         worker.failures += 1
         if worker.failures > len(BACKOFF):
+            self.problem_said = False
             self.problem = f"worker {worker.name} {words}"
             self._remove(worker)
             return
@@ -704,7 +719,6 @@ def run_workers(
     token: Token,
     *,
     leave: float,
-    say: Callable[[str], object],
     probe: tuple[str, int] | None = None,
     **options: Any,
 ) -> None:
@@ -712,13 +726,18 @@ def run_workers(
 
     Args:
         leave: seconds for having their values moved.
-        say: called with words for the user.
         probe: host and port where health and readiness can be asked for; None: nowhere.
         options: those of :class:`Supervisor`.
 
+    What happens is said on the standard output.
+
     Raises:
         WorkerDiedError: they are of no use to start; says why.
+        SystemExit: a signal came; or they are of no use, and have said why.
     """
+
+    def say(words: str) -> None:
+        out.say(f"taskloom {words}")
 
     async def main() -> None:
         supervisor = Supervisor(scheduler, token, tell=say, **options)
@@ -751,7 +770,10 @@ def run_workers(
             sys.exit(128 + number)
         signalled.cancel()
         await supervisor.close()
+        if supervisor.problem_said:
+            sys.exit(1)
         if supervisor.problem:
             raise WorkerDiedError(supervisor.problem)
 
-    asyncio.run(main())
+    with Writer("stdout") as out:
+        asyncio.run(main())

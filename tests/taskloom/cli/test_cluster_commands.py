@@ -374,3 +374,65 @@ def test_settings_of_workers(terminals):
             "w-0": (4, 2**31),
             "w-1": (4, 2**31),
         }
+
+
+# --- what is said
+
+
+def test_what_is_wrong_with_workers_is_said_once(terminals):
+    _, address = terminals.start("scheduler", "--http-port", "-1", "--port", "0")
+    terminals.environ["TASKLOOM_TOKEN"] = "another-token-altogether"
+    done = terminals.run("worker", address, "--nworkers", "3", "--nthreads", "1")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("taskloom worker ")
+    assert "token" in line
+
+
+@pytest.mark.parametrize("args", [["scheduler"], ["cluster", "--nworkers", "1"], ["worker"]])
+def test_a_variable_that_is_nearly_a_setting_is_told_in_a_line(terminals, tmp_path, args):
+    terminals.environ["TASKLOOM_CLUSTER__GRACES"] = "1"
+    said = tmp_path / "said"
+    if args == ["worker"]:
+        _, address = terminals.start("scheduler", "--http-port", "-1", "--port", "0", stderr=subprocess.DEVNULL)
+        args = ["worker", address, "--nthreads", "1"]
+    else:
+        args = [*args, "--http-port", "-1", "--port", "0"]
+    with said.open("w") as file:
+        process, _ = terminals.start(*args, stderr=file)
+    process.terminate()
+    process.wait(30)
+    assert said.read_text() == (
+        "taskloom: the environment variable TASKLOOM_CLUSTER__GRACES is no setting of taskloom; close to it: "
+        "TASKLOOM_CLUSTER__GRACE\n"
+    )
+
+
+def test_nobody_reads_what_workers_write(terminals):
+    """The pipe is full; workers are looked after all the same."""
+    _, address = terminals.start("scheduler", "--http-port", "-1", "--port", "0", "--grace", "0")
+    ours, theirs = os.pipe()
+    try:
+        with os.fdopen(theirs, "w") as file:
+            worker, _ = terminals.start("worker", address, "--name", "w", "--nthreads", "1", stderr=file)
+
+        def shout(n):
+            import sys
+
+            for _ in range(2000):
+                sys.__stderr__.write("x" * 999 + "\n")
+            return n
+
+        with terminals.client(address) as client:
+            assert client.gather(client.map(shout, range(3))) == [0, 1, 2]
+            (before,) = worker_pids(client)
+            os.kill(before, signal.SIGKILL)
+            until(lambda: worker_pids(client) - {before})
+            assert client.submit(inc, 1).result(timeout=30) == 2
+        worker.terminate()
+        assert worker.wait(30) == 143
+        with os.fdopen(os.dup(ours), "rb") as file:
+            assert file.read().startswith(b"x" * 999 + b"\nx")
+    finally:
+        os.close(ours)
