@@ -24,7 +24,7 @@ from taskloom_operator.actions import (
     WriteStatus,
 )
 from taskloom_operator.desired import autoscale
-from taskloom_operator.desired.conditions import Condition, conditions, of
+from taskloom_operator.desired.conditions import Condition, conditions, invalid, of
 from taskloom_operator.desired.pods import Pod, Trouble, controlled, controller, read, told, trouble
 from taskloom_operator.desired.times import seconds, stamp
 from taskloom_operator.desired.workers import LOOK, Change, Group, Limits, decide
@@ -41,6 +41,7 @@ from taskloom_operator.manifests import (
 from taskloom_operator.manifests.hashes import scheduler_hash
 from taskloom_operator.manifests.workers import threads
 from taskloom_operator.observe import Observed, SchedulerView, WishView
+from taskloom_operator.spec.models import TaskCluster, TaskWorkerGroup
 
 __all__ = ["reconcile"]
 
@@ -71,7 +72,21 @@ def reconcile(observed: Observed, now: float) -> Plan:
         return _without_cluster(observed, now)
     if observed.cluster["metadata"].get("deletionTimestamp"):
         return Plan()  # all that there is, is its own: Kubernetes takes it away
+    words = invalid(observed.cluster, TaskCluster)
+    if words:
+        return Plan(status=_status(observed.cluster, _failed(observed.cluster, words, now)))
     return _Cluster(observed, now).plan()
+
+
+def _failed(cluster: Manifest, words: str, now: float) -> dict[str, Any]:
+    """The status of a cluster whose spec cannot be meant so: what it was, and why nothing is done. What runs is left alone."""
+    kinds = ("Ready", "SchedulerReady", "WorkersReady", "Progressing")
+    told = [Condition(kind, False, "InvalidSpec", words) for kind in kinds]
+    return {
+        **(cluster.get("status") or {}),
+        "phase": "Failed",
+        "conditions": conditions(cluster, told, now),
+    }
 
 
 def _status(resource: Manifest, status: dict[str, Any]) -> tuple[WriteStatus, ...]:
@@ -154,6 +169,7 @@ class _Cluster:
         self.taken: str = ""  # a name that others have: nothing can be done before that is cleared up
         self.image = observed.settings.image
         self.idle: Condition | None = None
+        self.invalid: list[WriteStatus] = []  # of groups whose spec cannot be meant so; they are left alone
 
     def soon(self, after: float) -> None:
         after = max(0.1, after)
@@ -179,7 +195,7 @@ class _Cluster:
             return Plan(ask=self.ask, threads=threads(self.spec.get("workers") or {}))
         return Plan(
             (*self.actions, *self._notes(written)),
-            tuple(written),
+            (*written, *self.invalid),
             self.ask,
             again=self.again,
             look=self._secret_looks_wrong(),
@@ -214,7 +230,14 @@ class _Cluster:
                 by_owner.setdefault(controller(pod).get("uid", ""), []).append(pod)
         resources = [(names.DEFAULT_GROUP, self.cluster, self.spec.get("workers") or {"replicas": 1})]
         for group in sorted(seen.groups, key=lambda group: str(group["metadata"]["name"])):
-            if not group["metadata"].get("deletionTimestamp"):
+            if group["metadata"].get("deletionTimestamp"):
+                continue
+            words = invalid(group, TaskWorkerGroup)
+            if words:
+                status = {**(group.get("status") or {})}
+                status["conditions"] = conditions(group, [Condition("Ready", False, "InvalidSpec", words)], self.now)
+                self.invalid += _status(group, status)
+            else:
                 resources.append((group["metadata"]["name"], group, group["spec"]))
         for name, resource, spec in resources:
             mine = by_owner.get(resource["metadata"]["uid"], [])

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from taskloom_operator.desired.times import stamp
+from taskloom_operator.spec.models import Resource, SpecError
 
-__all__ = ["Condition", "conditions", "is_true", "of"]
+__all__ = ["Condition", "conditions", "invalid", "is_true", "of"]
 
 LONGEST = 2000  # characters of a message
 
@@ -19,6 +20,20 @@ class Condition(NamedTuple):
     true: bool
     reason: str
     message: str
+
+
+def invalid(resource: Mapping[str, Any], model: type[Resource]) -> str:
+    """What a resource says that it cannot mean; "": nothing. The API server has let it pass where it has an older schema.
+
+    >>> from taskloom_operator.spec.models import TaskCluster
+    >>> invalid({"metadata": {"name": "demo"}, "spec": {"idleTimeout": 0}}, TaskCluster)
+    'spec.idleTimeout: Input should be greater than or equal to 1'
+    """
+    try:
+        model.parse(resource)
+    except SpecError as error:
+        return str(error)
+    return ""
 
 
 def of(resource: Mapping[str, Any] | None, name: str) -> Mapping[str, Any]:

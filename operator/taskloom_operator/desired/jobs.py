@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from taskloom_operator.actions import Action, Apply, Create, Delete, Manifest, Note, Patch, Plan, WriteStatus
-from taskloom_operator.desired.conditions import Condition, conditions, is_true, of
+from taskloom_operator.desired.conditions import Condition, conditions, invalid, is_true, of
 from taskloom_operator.desired.pods import controlled, controller, told, trouble
 from taskloom_operator.desired.times import seconds, stamp
 from taskloom_operator.manifests import batch_job, naming, task_cluster
 from taskloom_operator.observe import ObservedJob
+from taskloom_operator.spec.models import TaskJob
 
 __all__ = ["reconcile_job"]
 
@@ -79,6 +80,9 @@ class _Job:
     def plan(self) -> Plan:
         if self.before.get("phase") in ("Succeeded", "Failed"):
             return self._over()
+        words = invalid(self.job, TaskJob)
+        if words:
+            return self._written("Pending", words, "InvalidSpec")
         others = self._others()
         if others:
             self.soon(EARLIER)

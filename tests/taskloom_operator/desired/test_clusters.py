@@ -516,3 +516,29 @@ def test_a_group_gets_the_cluster_as_an_owner_and_its_spec_is_left_alone(world, 
     world.remove(("TaskCluster", NS, "demo"), "deleted")
     world.step(6)
     assert world.objects == {}
+
+
+def test_a_spec_that_cannot_be_meant_so_is_told_and_what_runs_is_left_alone(world, operator):
+    running(world, operator)
+    world.cluster(workers={"replicas": 2, "memoryLimit": "lots"})
+    assert kinds(operator.run()) == ["WriteStatus"]
+    assert world.get("TaskCluster", "demo")["status"]["phase"] == "Failed"
+    assert "spec.workers.memoryLimit" in world.condition("TaskCluster", "demo", "Ready")["message"]
+    assert operator.run() == []
+    assert len(world.ready()) == 2
+    world.cluster(workers={"replicas": 3})
+    operator.settle()
+    assert len(world.ready()) == 3
+    assert world.get("TaskCluster", "demo")["status"]["phase"] == "Running"
+
+
+def test_a_group_that_cannot_be_meant_so_holds_up_nobody_else(world, operator):
+    world.cluster(workers={"replicas": 2})
+    world.group("wrong", replicas=1, autoscale={"min": 0, "max": 1})
+    world.group("large", replicas=1)
+    operator.settle()
+    assert len(world.ready()) == 3
+    told = world.condition("TaskWorkerGroup", "wrong", "Ready")
+    assert (told["status"], told["reason"]) == ("False", "InvalidSpec")
+    assert "exclude each other" in told["message"]
+    assert operator.run() == []

@@ -350,3 +350,13 @@ def test_a_cluster_that_finished_before_the_program_began_is_a_failure():
     jobs.cluster["status"] = {"phase": "Finished"}
     jobs.look()
     assert (jobs.status["phase"], jobs.status["reason"]) == ("Failed", "ClusterFinished")
+
+
+def test_a_job_that_cannot_be_meant_so_waits_until_it_is_put_right():
+    jobs = Jobs(backoffLimit=-1)
+    assert jobs.look().actions == ()
+    assert "spec.backoffLimit" in jobs.condition("Complete")["message"]
+    assert jobs.look() == Plan()
+    assert jobs.job is not None
+    jobs.job["spec"]["backoffLimit"] = 0
+    jobs.started()
