@@ -91,6 +91,12 @@ def trouble(pod: Mapping[str, Any]) -> Trouble | None:
     for one in containers:
         state = one.get("state") or {}
         waiting, last = state.get("waiting"), (one.get("lastState") or {}).get("terminated")
+        ended = state.get("terminated")
+        loops = int(one.get("restartCount") or 0) >= 2 or (waiting or {}).get("reason") == "CrashLoopBackOff"
+        newest = ended if ended and ended.get("exitCode") else last
+        if loops and newest and newest.get("exitCode") and not one.get("ready"):
+            # the same in all states that such a container goes through, so that the status does not go with them
+            return Trouble("CrashLoop", f"the container {one['name']} ends again and again: {_last_words(newest)}")
         if waiting:
             reason = waiting.get("reason") or ""
             if reason in IMAGE:
@@ -101,7 +107,6 @@ def trouble(pod: Mapping[str, Any]) -> Trouble | None:
                 )
             if reason.endswith("Error"):
                 return Trouble(reason, f"the container {one['name']} cannot start: {waiting.get('message') or reason}")
-        ended = state.get("terminated")
         if ended and ended.get("exitCode"):
             return Trouble("ContainerEnded", f"the container {one['name']} has ended: {_last_words(ended)}")
         if last and last.get("exitCode") and not one.get("ready"):

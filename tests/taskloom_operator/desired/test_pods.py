@@ -140,6 +140,20 @@ def test_the_kubelets_two_words_for_one_thing_are_one():
     assert trouble(pod(worker={"state": one})) == trouble(pod(worker={"state": other}))
 
 
+def test_a_crash_loop_is_the_same_in_all_its_states():
+    ended = {"exitCode": 2, "reason": "Error", "message": "boom"}
+    states = (
+        {"state": {"terminated": ended}, "lastState": {"terminated": ended}},
+        {
+            "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s"}},
+            "lastState": {"terminated": ended},
+        },
+        {"state": {"running": {}}, "lastState": {"terminated": ended}},
+    )
+    told = {trouble(pod(worker={**state, "restartCount": 4})) for state in states}
+    assert told == {Trouble("CrashLoop", "the container worker ends again and again: exit code 2: boom")}
+
+
 def test_last_words_are_cut_at_their_beginning():
     said = "\n".join(f"line {n}" for n in range(1000))
     found = trouble(pod(worker={"state": {"terminated": {"exitCode": 1, "message": said}}}))
