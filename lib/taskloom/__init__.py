@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from taskloom._delayed import delayed
     from taskloom.client import Client, Future, as_completed, wait
+    from taskloom.deploy.kube import KubeCluster
     from taskloom.deploy.local import LocalCluster
     from taskloom.sync import get_sync
 
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 _WHERE: dict[str, str | None] = {
     "Client": "client",
     "Future": "client",
+    "KubeCluster": "deploy.kube",
     "LocalCluster": "deploy.local",
     "annotate": "_collections",
     "as_completed": "client",
@@ -60,6 +62,7 @@ _WHERE: dict[str, str | None] = {
 __all__ = [
     "Client",
     "Future",
+    "KubeCluster",
     "LocalCluster",
     "annotate",
     "as_completed",

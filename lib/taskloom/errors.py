@@ -10,6 +10,7 @@
     +-- SerializationError (TypeError)   a function, argument or result that does not pickle; names it
     +-- WorkerDiedError (RuntimeError)   a process died while it ran a task; names the task and the signal
     +-- ClusterError (RuntimeError)      the cluster cannot give a value
+    |   +-- KubernetesError              the API server of Kubernetes refuses something, or is not there; says what to do
     +-- TaskCancelledError (RuntimeError)  the task, or one that it needs, was cancelled
     +-- RemoteError (RuntimeError)       stands for a task's error that could not be sent here as itself
     +-- CommError (ConnectionError)      something between two processes of a cluster
@@ -38,6 +39,7 @@ __all__ = [
     "GraphError",
     "HandshakeError",
     "InvalidGraphError",
+    "KubernetesError",
     "MessageTooLargeError",
     "MissingKeyError",
     "ProtocolError",
@@ -123,6 +125,23 @@ class RemoteError(TaskloomError, RuntimeError):
 
 class ClusterError(TaskloomError, RuntimeError):
     """The cluster cannot give a value: the client or its scheduler is gone, or the value was let go of."""
+
+
+class KubernetesError(ClusterError):
+    """The API server of Kubernetes has refused something, or could not be asked.
+
+    Attributes:
+        status: of HTTP; 0: it could not be asked.
+        reason: one word, such as "Forbidden" or "NotFound".
+    """
+
+    def __init__(self, message: str, status: int = 0, reason: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[KubernetesError], tuple[str, int, str]]:
+        return type(self), (str(self), self.status, self.reason)
 
 
 class TaskCancelledError(TaskloomError, RuntimeError):

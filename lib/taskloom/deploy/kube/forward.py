@@ -1,111 +1,182 @@
 """A port of this machine that leads to the scheduler's pod, through the API server.
 
-Each connection is forwarded to the pod that is the scheduler by then: after another one has taken its place, who connects
-again comes to that one.
+Each connection to it is carried by a WebSocket of its own, to the pod that is the scheduler by then: who connects again after
+another one has taken its place comes to that one. What is carried is TLS, with the token inside; neither is looked at here.
+
+A pod whose node has vanished does not say goodbye. So the other end is pinged where nothing has come for a while, and a
+connection is cut where that brings nothing either.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import selectors
-import socket
-import threading
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
+
+from taskloom.errors import KubernetesError
+from taskloom.net.stream import set_options
 
 __all__ = ["Forwarder"]
 
-SIZE = 1 << 18
-LINGER = 5.0  # seconds for the last words of one end, after the other is closed
+SIZE = 1 << 18  # bytes that are read at a time
+TICK = 15.0  # seconds between looks whether something has come; a ping where it has not
+SILENT = 4  # ticks without anything, after which the other end is given up
+DATA, ERROR = 0, 1  # the channels of a port
+
+_log = logging.getLogger("taskloom.deploy.kube")
 
 
 class Forwarder:
-    """Listens until it is closed.
+    """Listens on 127.0.0.1, and carries what comes.
+
+    All of it runs in the event loop in which :meth:`start` is called.
 
     Args:
-        open_one: makes a socket that leads to the other end, and what has to be kept with it; None where there is nobody now.
+        far: makes a WebSocket to the port of the pod that is there now.
+        what: the other end, in words.
 
     Attributes:
-        port: on 127.0.0.1.
-        problem: what went wrong last; "": nothing.
+        port: where it listens.
+        problem: why the last connection could not be made, or broke; "": it could.
     """
 
-    def __init__(self, open_one: Callable[[], Any]) -> None:
-        self._open = open_one
-        self._sock = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._sock.getsockname()[1]
+    def __init__(self, far: Callable[[], Awaitable[Any]], what: str) -> None:
+        self._far = far
+        self._what = what
+        self._spare: Any = None
+        self._server: asyncio.Server | None = None
+        self._carrying: set[asyncio.Task[None]] = set()
+        self.port = 0
         self.problem = ""
-        self._closed = False
-        self._pairs: set[socket.socket] = set()
-        self._lock = threading.Lock()
-        threading.Thread(target=self._accept, name="taskloom-forward", daemon=True).start()
 
-    def close(self) -> None:
-        """Forward no more."""
-        self._closed = True
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        self._sock.close()
-        with self._lock:
-            pairs = list(self._pairs)
-        for sock in pairs:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+    async def start(self, port: int = 0, first: Any = None) -> None:
+        """Listen.
 
-    def _accept(self) -> None:
-        while not self._closed:
-            try:
-                near, _ = self._sock.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(near,), name="taskloom-forward", daemon=True).start()
+        Args:
+            port: where; 0: any port that is free.
+            first: a WebSocket that is there already, for who comes first.
 
-    def _serve(self, near: socket.socket) -> None:
-        with near:
-            try:
-                found = self._open()
-            except Exception as error:
-                self.problem = str(error)
-                return
-            if found is None:
-                self.problem = "no scheduler runs"
-                return
-            self.problem = ""
-            far, kept = found
-            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with self._lock:
-                self._pairs.add(near)
-            try:
-                _carry(near, far)
-            finally:
-                with self._lock:
-                    self._pairs.discard(near)
-                with contextlib.suppress(OSError):
-                    far.close()
-                del kept
+        Raises:
+            OSError: that port is taken.
+        """
+        self._spare = first
+        self._server = await asyncio.start_server(self._arrived, "127.0.0.1", port, limit=SIZE)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        """Carry no more."""
+        if self._server is not None:
+            self._server.close()
+        if self._spare is not None:
+            spare, self._spare = self._spare, None
+            await spare.close()
+        for task in self._carrying:
+            task.cancel()
+        if self._carrying:
+            await asyncio.wait(self._carrying, timeout=2.0)
+
+    def _arrived(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(self._serve(reader, writer))
+        self._carrying.add(task)
+        task.add_done_callback(self._carrying.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far, self._spare = self._spare, None
+        try:
+            if far is not None and far.closed:
+                far = None
+            if far is None:
+                far = await self._far()
+            self._tell("")
+            set_options(writer.get_extra_info("socket"))
+            near = far.get_extra_info("socket")
+            if near is not None:
+                set_options(near)
+            self._tell(await _Pair(reader, writer, far).carry())
+        except KubernetesError as error:
+            self._tell(str(error))
+        except Exception as error:  # of the socket, or of what the other end says
+            self._tell(f"{type(error).__name__}: {error}")
+        finally:
+            writer.close()
+            if far is not None:
+                await far.close()
+
+    def _tell(self, problem: str) -> None:
+        """Keep what is wrong, and say it once: who has connected here sees nothing but an end."""
+        if problem and problem != self.problem:
+            _log.warning("%s: %s", self._what, problem)
+        self.problem = problem
 
 
-def _carry(near: Any, far: Any) -> None:
-    """Carry bytes both ways until both ends are closed.
+class _Pair:
+    """Two ends of a connection.
 
-    One that is closed is told to the other, and what that still has to say is taken: the thread behind the far end does not
-    expect to be cut off.
+    Args:
+        reader, writer: of the near one.
+        far: the WebSocket.
     """
-    with selectors.DefaultSelector() as selector:
-        selector.register(near, selectors.EVENT_READ, far)
-        selector.register(far, selectors.EVENT_READ, near)
-        while selector.get_map():
-            ready = selector.select(None if len(selector.get_map()) == 2 else LINGER)
-            if not ready:
-                return
-            for key, _ in ready:
-                data = b""
-                with contextlib.suppress(OSError):
-                    data = key.fileobj.recv(SIZE)  # type: ignore[union-attr]
-                if not data:
-                    selector.unregister(key.fileobj)
-                    with contextlib.suppress(OSError):
-                        key.data.shutdown(socket.SHUT_WR)
-                    continue
-                with contextlib.suppress(OSError):  # it is closed: what is left is read all the same
-                    key.data.sendall(data)
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, far: Any) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._far = far
+        self._silent = 0
+
+    async def carry(self) -> str:
+        """Carry until one end is closed; what the far one has complained of."""
+        there = asyncio.ensure_future(self._there())
+        back = asyncio.ensure_future(self._back())
+        watch = asyncio.ensure_future(self._watch())
+        tasks = [there, back, watch]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled() and task.exception() is None and task.result():
+                return str(task.result())
+        return ""
+
+    async def _there(self) -> str:
+        with contextlib.suppress(OSError):
+            while data := await self._reader.read(SIZE):
+                await self._far.send_bytes(b"\0" + data)
+        return ""
+
+    async def _back(self) -> str:
+        from aiohttp import WSMsgType
+
+        begun: set[int] = set()
+        with contextlib.suppress(OSError):
+            while True:
+                message = await self._far.receive()
+                self._silent = 0
+                if message.type is WSMsgType.BINARY:
+                    channel = message.data[0]
+                    if channel not in begun:  # the first of each says which port that is
+                        begun.add(channel)
+                    elif channel == ERROR:
+                        return str(message.data[1:].decode("utf-8", "replace")).strip()
+                    else:
+                        self._writer.write(memoryview(message.data)[1:])
+                        await self._writer.drain()
+                        self._silent = 0
+                elif message.type is WSMsgType.PING:
+                    await self._far.pong(message.data)
+                elif message.type is not WSMsgType.PONG:
+                    return ""
+        return ""
+
+    async def _watch(self) -> str:
+        # by ticks and not by the clock: a program that was stopped, or did not come to its turn, has missed nothing
+        while self._silent < SILENT:
+            if self._silent:
+                await self._far.ping()
+            self._silent += 1
+            await asyncio.sleep(TICK)
+        return f"nothing has come for {TICK * SILENT:g} s"

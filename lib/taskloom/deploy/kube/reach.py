@@ -1,54 +1,105 @@
-"""From ``kube://namespace/name`` to an address and a token."""
+"""From ``kube://namespace/name`` to an address and a token.
+
+From outside all goes through the API server: the token is read by the user's own rights, and connections are forwarded to the
+scheduler's pod. In a pod of the same Kubernetes it is the scheduler's Service, with the token that is mounted there, or that of
+the Secret.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+import base64
 import os
-import tempfile
-import threading
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from taskloom.deploy.kube.api import Api, KubernetesError
+from taskloom import config
+from taskloom.deploy.kube.api import Api, inside
 from taskloom.deploy.kube.forward import Forwarder
-from taskloom.deploy.kube.names import PORT, scheduler_name
-from taskloom.errors import AddressError
+from taskloom.deploy.kube.names import PORT, scheduler_name, token_name
+from taskloom.errors import AddressError, ConnectTimeoutError, KubernetesError, TokenError
 from taskloom.net import Token, TokenFile, find_token
+from taskloom.net.tokens import check_token
 
-__all__ = ["Reached", "parse", "reach"]
+__all__ = ["Reached", "parse", "reach", "troubles", "way_to"]
 
 OFTEN = 0.2  # seconds between looks whether it is there
 
 
+class SecretTokens(TokenFile):
+    """The tokens of a cluster's Secret. They are read again for each connection that is forwarded, and written nowhere."""
+
+    def __init__(self, text: str, where: str) -> None:
+        self.path = where
+        self._tokens = self._read_text(text)
+
+    def tokens(self) -> tuple[str, ...]:
+        """What was in it when it was looked at last."""
+        return self._tokens
+
+    def put(self, text: str) -> None:
+        """It was looked at again.
+
+        Raises:
+            TokenError: there is no token in it that is fit for use.
+        """
+        self._tokens = self._read_text(text)
+
+    def _read_text(self, text: str) -> tuple[str, ...]:
+        lines = [line for line in text.split("\n") if line.strip()] or [""]
+        return tuple([check_token(line, f"the token in {self.path}") for line in lines])
+
+
 class Reached:
-    """A way to a cluster.
+    """A way to a cluster; for a client, what it connects to.
 
     Attributes:
         address: of its scheduler, from here.
         token: what is to be known.
-        name, namespace: of the TaskCluster.
+        namespace, name: of the TaskCluster.
         direct: False where workers cannot be reached from here; None: that has to be tried.
     """
 
     def __init__(
-        self, address: str, token: Token, namespace: str, name: str, forwarder: Forwarder | None, folder: str = ""
+        self,
+        address: str,
+        token: Token,
+        namespace: str,
+        name: str,
+        api: Api | None = None,
+        forwarder: Forwarder | None = None,
+        owns: bool = True,
     ) -> None:
         self.address = address
         self.token = token
         self.namespace = namespace
         self.name = name
         self.direct = None if forwarder is None else False
+        self._api = api
         self._forwarder = forwarder
-        self._folder = folder
+        self._owns = owns
+
+    def __repr__(self) -> str:
+        return f"<TaskCluster {self.namespace}/{self.name} at {self.address}>"
+
+    @property
+    def problem(self) -> str:
+        """Why the last connection could not be forwarded, or broke; "": it could."""
+        return "" if self._forwarder is None else self._forwarder.problem
 
     def close(self) -> None:
         """Forward nothing more."""
-        if self._forwarder is not None:
-            self._forwarder.close()
-        if self._folder:
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(self._folder, "token"))
-                os.rmdir(self._folder)
+        api, self._api = self._api, None
+        if api is None:
+            return
+        try:
+            if self._forwarder is not None:
+                api.run(self._forwarder.close())
+        finally:
+            if self._owns:
+                api.close()
 
 
 def parse(address: str) -> tuple[str | None, str, str | None]:
@@ -64,7 +115,7 @@ def parse(address: str) -> tuple[str | None, str, str | None]:
     parts = [unquote(part) for part in (found.netloc + found.path).split("/") if part]
     query = parse_qs(found.query)
     context = query.pop("context", [None])[-1]
-    if found.scheme != "kube" or not 1 <= len(parts) <= 2 or query:
+    if found.scheme != "kube" or not 1 <= len(parts) <= 2 or query or found.fragment:
         raise AddressError(
             f"{address!r} is no address of a cluster on Kubernetes: kube://NAMESPACE/NAME, or kube://NAME, with ?context=NAME "
             "where it is not the present one"
@@ -73,71 +124,198 @@ def parse(address: str) -> tuple[str | None, str, str | None]:
 
 
 def reach(address: str, timeout: float = 10.0, token: Token | None = None) -> Reached:
-    """Find the way to a TaskCluster. That its scheduler runs is not waited for: who connects tries until it does.
+    """Find the way to a TaskCluster.
 
     Args:
         address: ``kube://namespace/name``.
-        timeout: seconds for the cluster's token to be there: the operator makes it when the TaskCluster is new.
+        timeout: seconds for its scheduler to be there: it may just have been made.
         token: another one than the cluster's.
 
     Raises:
         AddressError: that is no such address.
-        KubernetesError: the API server refuses, there is no such cluster, or it has no token yet.
+        KubernetesError: the API server refuses something, or there is no such cluster.
+        ConnectTimeoutError: its scheduler is not there; says what the operator and the pods say about it.
     """
-    space, name, context = parse(address)
-    if context is None and os.environ.get("KUBERNETES_SERVICE_HOST") and space is not None:
-        own = token if token is not None else find_token()
-        if own is not None:  # in a pod that has the token mounted: nothing has to be asked
-            return Reached(_inside(space, name), own, space, name, None)
+    namespace, name, context = parse(address)
+    if context is None and inside() and token is None:
+        token = _mounted(address, namespace, name)
+    if context is None and inside() and token is not None and namespace is not None:
+        return Reached(service_address(namespace, name), token, namespace, name)  # nothing has to be asked
     api = Api(context)
-    space = space or api.namespace
-    deadline = time.monotonic() + timeout
-    tokens = api.tokens(space, name) if token is None else None
-    while token is None and tokens is None:
-        cluster = api.cluster(space, name)  # that there is none is said at once
-        if time.monotonic() > deadline:
-            phase = (cluster.get("status") or {}).get("phase")
-            why = "the operator has not looked at it: is it at work?" if phase is None else f"its phase is {phase}"
-            raise KubernetesError(f"the TaskCluster {space}/{name} has no token after {timeout:g} s: {why}")
-        threading.Event().wait(OFTEN)
-        tokens = api.tokens(space, name)
-    folder = ""
-    if token is None:
-        assert tokens is not None
-        folder, token = _keep(tokens)
-    if api.inside:
-        return Reached(_inside(space, name), token, space, name, None, folder)
-    known: Token = token
-
-    def open_one() -> object:
-        if folder:
-            fresh = api.tokens(space, name)
-            if fresh is not None:
-                _write(folder, fresh)
-        pod = api.scheduler_pod(space, name)
-        return None if pod is None else api.forward(space, pod, PORT)
-
-    forwarder = Forwarder(open_one)
-    return Reached(f"tls://127.0.0.1:{forwarder.port}", known, space, name, forwarder, folder)
+    try:
+        return api.run(way_to(api, namespace or api.namespace, name, timeout, token))
+    except BaseException:
+        api.close()
+        raise
 
 
-def _inside(namespace: str, name: str) -> str:
+def service_address(namespace: str, name: str) -> str:
+    """Of a scheduler, inside of the Kubernetes cluster.
+
+    >>> service_address("lab", "demo")
+    'tls://demo-scheduler.lab.svc:8786'
+    """
     return f"tls://{scheduler_name(name)}.{namespace}.svc:{PORT}"
 
 
-def _keep(tokens: str) -> tuple[str, TokenFile]:
-    """The tokens in a file of our own: the client looks at it again when it connects, and they may have changed by then."""
-    folder = tempfile.mkdtemp(prefix="taskloom-token-")
-    _write(folder, tokens)
-    return folder, TokenFile(os.path.join(folder, "token"))
+def _mounted(address: str, namespace: str | None, name: str) -> Token | None:
+    """The token that this pod was given; None: it has none, or that of another cluster."""
+    if not (os.environ.get("TASKLOOM_TOKEN") or os.environ.get("TASKLOOM_TOKEN_FILE")):
+        return None
+    own = config.get("cluster.address")  # of pods that belong to a cluster
+    if own is not None and own != address and namespace is not None and own != service_address(namespace, name):
+        return None
+    return find_token()
 
 
-def _write(folder: str, tokens: str) -> None:
-    path = os.path.join(folder, "token")
-    with contextlib.suppress(OSError), open(path) as file:
-        if file.read() == tokens:
-            return
-    new = f"{path}.{threading.get_ident()}"
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(tokens)
-    os.rename(new, path)
+async def way_to(
+    api: Api,
+    namespace: str,
+    name: str,
+    timeout: float,
+    token: Token | None = None,
+    port: int = 0,
+    owns: bool = True,
+) -> Reached:
+    """The same in the event loop of an Api.
+
+    Args:
+        port: of this machine, where it is forwarded; 0: any that is free.
+        owns: whether the Api is closed with what comes back.
+    """
+    deadline = time.monotonic() + timeout
+    tokens: SecretTokens | None = None
+    if token is None:
+        tokens = await _tokens(api, namespace, name, deadline, timeout)
+    known: Token | None = token if token is not None else tokens
+    assert known is not None
+    if api.inside:
+        return Reached(service_address(namespace, name), known, namespace, name, api, None, owns)
+
+    async def far() -> Any:
+        if tokens is not None:  # it may have been changed
+            secret, pod = await asyncio.gather(_secret(api, namespace, name), _scheduler(api, namespace, name))
+            if secret is not None:
+                tokens.put(secret)
+        else:
+            pod = await _scheduler(api, namespace, name)
+        return await api.forward(namespace, pod, PORT)
+
+    what = f"TaskCluster {namespace}/{name}"
+    first = await _patiently(far, api, namespace, name, deadline, timeout)
+    forwarder = Forwarder(far, what)
+    await forwarder.start(port, first)
+    return Reached(f"tls://127.0.0.1:{forwarder.port}", known, namespace, name, api, forwarder, owns)
+
+
+async def _tokens(api: Api, namespace: str, name: str, deadline: float, timeout: float) -> SecretTokens:
+    while True:
+        text = await _secret(api, namespace, name)
+        if text is not None:
+            return SecretTokens(text, f"the Secret {token_name(name)} of the namespace {namespace}")
+        cluster = await api.cluster(namespace, name)  # that there is none is told at once
+        if time.monotonic() > deadline:
+            raise ConnectTimeoutError(
+                f"the TaskCluster {namespace}/{name} has no token after {timeout:g} s: {troubles(cluster)}"
+            )
+        await asyncio.sleep(OFTEN)
+
+
+async def _secret(api: Api, namespace: str, name: str) -> str | None:
+    """The tokens of a cluster, one a line; None: there is no Secret yet."""
+    secret = token_name(name)
+    found = await api.get("secrets", namespace, secret)
+    if found is None:
+        return None
+    try:
+        return base64.b64decode((found.get("data") or {})["token"]).decode("ascii")
+    except (KeyError, ValueError) as error:
+        raise TokenError(f"the Secret {secret} of the namespace {namespace} has no token in it") from error
+
+
+async def _scheduler(api: Api, namespace: str, name: str) -> str:
+    """The scheduler's pod that runs; of several the one that is ready, then the newest."""
+    found = []
+    pods = await api.pods(namespace, name, "scheduler")
+    for pod in pods:
+        status = pod.get("status") or {}
+        runs = any((one.get("state") or {}).get("running") for one in status.get("containerStatuses") or ())
+        if "deletionTimestamp" not in pod["metadata"] and status.get("phase") == "Running" and runs:
+            ready = any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions") or ())
+            found.append((ready, pod["metadata"].get("creationTimestamp") or "", pod["metadata"]["name"]))
+    if not found:
+        raise _NotYet(_what_pods_say(pods))
+    return str(max(found)[2])
+
+
+class _NotYet(KubernetesError):
+    """No scheduler runs just now."""
+
+
+async def _patiently(far: Any, api: Api, namespace: str, name: str, deadline: float, timeout: float) -> Any:
+    """A first connection; until then it is said what is missing."""
+    while True:
+        try:
+            return await far()
+        except KubernetesError as error:
+            if error.status in (401, 403):
+                raise
+            problem = error
+        cluster = await api.cluster(namespace, name)
+        ended = _ended(cluster)
+        if ended:
+            raise KubernetesError(f"the TaskCluster {namespace}/{name} {ended}", 0, "NotRunning")
+        if time.monotonic() > deadline:
+            raise ConnectTimeoutError(
+                f"the scheduler of the TaskCluster {namespace}/{name} cannot be reached after {timeout:g} s ({problem}): "
+                f"{troubles(cluster)}"
+            ) from problem
+        await asyncio.sleep(OFTEN)
+
+
+def _ended(cluster: Mapping[str, Any]) -> str:
+    """Why no scheduler will come; "": it may."""
+    spec, status = cluster.get("spec") or {}, cluster.get("status") or {}
+    if spec.get("suspend"):
+        return "is suspended: nothing of it runs until spec.suspend is false"
+    if status.get("phase") == "Finished":
+        return "is finished: it was idle for longer than its idleTimeout. Delete it, and make it again"
+    if "deletionTimestamp" in cluster["metadata"]:
+        return "is being deleted"
+    return ""
+
+
+def _what_pods_say(pods: Sequence[Mapping[str, Any]]) -> str:
+    said = []
+    for pod in pods:
+        status = pod.get("status") or {}
+        words = [str(status.get("phase", "Pending"))]
+        for one in status.get("containerStatuses") or ():
+            waiting = (one.get("state") or {}).get("waiting") or {}
+            words += [str(waiting[part]) for part in ("reason", "message") if waiting.get(part)]
+        for one in status.get("conditions") or ():
+            if one["type"] == "PodScheduled" and one["status"] == "False":
+                words += [str(one[part]) for part in ("reason", "message") if one.get(part)]
+        if "deletionTimestamp" in pod["metadata"]:
+            words = ["is about to end"]
+        said.append(f"its pod {pod['metadata']['name']}: {', '.join(words)}")
+    return "; ".join(said) or "it has no pod"
+
+
+def troubles(cluster: Mapping[str, Any]) -> str:
+    """What stands in the way of a TaskCluster, in the words of its conditions.
+
+    >>> troubles({"metadata": {"name": "demo"}})
+    'the operator has not looked at it: is it running? kubectl get pods -A -l app.kubernetes.io/component=operator'
+    >>> ready = {"type": "Ready", "status": "False", "reason": "QuotaExceeded", "message": "exceeded quota: few"}
+    >>> troubles({"metadata": {"name": "demo"}, "status": {"conditions": [ready]}})
+    'QuotaExceeded: exceeded quota: few'
+    """
+    conditions = (cluster.get("status") or {}).get("conditions") or []
+    if not conditions:
+        return "the operator has not looked at it: is it running? kubectl get pods -A -l app.kubernetes.io/component=operator"
+    said = []
+    for one in conditions:
+        if one["type"] in ("SchedulerReady", "WorkersReady", "Ready") and one["status"] != "True":
+            said.append(f"{one.get('reason', '')}: {one.get('message', '')}")
+    return "; ".join(dict.fromkeys(said)) or "all of it is ready"
