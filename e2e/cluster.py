@@ -135,7 +135,7 @@ class Namespace:
             except (KubectlError, subprocess.TimeoutExpired) as error:
                 yield str(error)
         try:
-            pods = [pod["metadata"]["name"] for pod in self.get("pods")]
+            pods = [pod["metadata"]["name"] for pod in self.get("pods")][:20]
         except (KubectlError, subprocess.TimeoutExpired):
             pods = []
         for pod in pods:
