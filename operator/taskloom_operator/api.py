@@ -96,11 +96,26 @@ class Api:
         """Ask, and wait for the answer.
 
         Returns:
-            what its JSON says; a text where it is none.
+            what its JSON says.
 
         Raises:
             ApiError: it was refused, or nobody could be asked.
         """
+        data = await self._read(method, path, body, query, content, timeout)
+        try:
+            return json.loads(data)
+        except ValueError as error:  # of somebody on the way
+            raise ApiError(0, "Unreachable", f"what answers for the API server is none: {data[:200]!r}") from error
+
+    async def text(self, path: str, query: Mapping[str, Any]) -> str:
+        """A text, such as a log.
+
+        Raises:
+            ApiError: as above.
+        """
+        return (await self._read("GET", path, None, query, JSON, 30.0)).decode("utf-8", "replace")
+
+    async def _read(self, method: str, path: str, body: Any, query: Any, content: str, timeout: float) -> bytes:
         self._metrics.requests.labels(method).inc()
         response = await self._send(method, path, body, query, content, aiohttp.ClientTimeout(total=timeout))
         try:
@@ -109,10 +124,7 @@ class Api:
             raise ApiError(0, "Unreachable", f"the API server: {error or type(error).__name__}") from error
         if not 200 <= response.status < 300:
             raise _error(response.status, data)
-        try:
-            return json.loads(data)
-        except ValueError:
-            return data.decode("utf-8", "replace")
+        return data
 
     async def watch(self, path: str, query: Mapping[str, Any], silence: float) -> AsyncIterator[dict[str, Any]]:
         """The events of a watch, until the API server ends it.

@@ -26,7 +26,7 @@ from taskloom_operator.actions import (
 )
 from taskloom_operator.api import MERGE, Api, ApiError
 from taskloom_operator.metrics import Metrics
-from taskloom_operator.names import CLUSTER, DEFAULT_GROUP, GROUP, GROUP_LABEL, OPERATOR, ROTATED, VERSION
+from taskloom_operator.names import CLUSTER, DEFAULT_GROUP, GROUP, GROUP_LABEL, OPERATOR, ROTATED, VERSION, token_name
 from taskloom_operator.observe import Refused
 from taskloom_operator.scheduler_api import Credentials, SchedulerError, Schedulers
 
@@ -44,10 +44,14 @@ class SecretView:
 
     Attributes:
         manifest: its metadata alone, for the decisions.
+        owner: uid of the cluster that it was made for; "": somebody has brought it.
         credentials: to talk to the scheduler; None: what is in it is not fit for that.
     """
 
     def __init__(self, found: Mapping[str, Any]) -> None:
+        self.owner = next(
+            (one["uid"] for one in found["metadata"].get("ownerReferences") or () if one.get("controller")), ""
+        )
         self.manifest: dict[str, Any] = {
             "metadata": {k: v for k, v in found["metadata"].items() if k != "managedFields"}
         }
@@ -69,19 +73,13 @@ class Memory:
         self.refused: dict[tuple[str, str], dict[str, Refused]] = {}
         self.secrets: dict[tuple[str, str], SecretView | None] = {}
 
-    def pods_expected(self, key: tuple[str, str], seen: Callable[[str, str], Any]) -> list[Mapping[str, Any]]:
-        """Pods of a cluster that were created and are not seen."""
+    def seen(self, key: tuple[str, str], pod: str) -> None:
+        """A pod of a cluster has come, or gone."""
         pods = self.expected.get(key)
-        if not pods:
-            return []
-        now = time.monotonic()
-        for name, (since, _) in list(pods.items()):
-            if seen(key[0], name) is not None or now - since > EXPECTED:
-                del pods[name]
-        if not pods:
-            del self.expected[key]
-            return []
-        return [pod for _, pod in pods.values()]
+        if pods is not None:
+            pods.pop(pod, None)
+            if not pods:
+                del self.expected[key]
 
     def uids_deleted(self) -> frozenset[str]:
         """Uids of what was deleted of late."""
@@ -116,13 +114,38 @@ class Hands:
         self._changed = changed
         self._events: OrderedDict[tuple[str, ...], tuple[str, int, float]] = OrderedDict()
 
-    async def secret(self, namespace: str, cluster: str, name: str, again: bool = False) -> SecretView | None:
-        """The Secret of a cluster; read once, and when it seems to have changed."""
+    async def secret(self, namespace: str, cluster: str, uid: str, again: bool = False) -> SecretView | None:
+        """The Secret of a cluster; read once, and when it seems to have changed.
+
+        Args:
+            uid: of the cluster. A Secret of another one of its name will soon be gone: it is looked for each time.
+        """
         key = namespace, cluster
-        if again or self.memory.secrets.get(key) is None:
-            found = await self._api.get("Secret", namespace, name)
-            self.memory.secrets[key] = None if found is None else SecretView(found)
-        return self.memory.secrets[key]
+        known = self.memory.secrets.get(key)
+        if again or known is None or known.owner not in ("", uid):
+            found = await self._api.get("Secret", namespace, token_name(cluster))
+            self.memory.secrets[key] = known = None if found is None else SecretView(found)
+        return known
+
+    async def expected(self, key: tuple[str, str], seen: Callable[[str], bool]) -> list[Mapping[str, Any]]:
+        """Pods of a cluster that were created and are not seen.
+
+        Args:
+            seen: whether the watch has told of one of this name. Of one that it does not tell of for long, the API server is
+                asked: otherwise there would be too many where watches are slower than writes.
+
+        Raises:
+            ApiError: it does not answer.
+        """
+        for name, (since, _) in list(self.memory.expected.get(key, {}).items()):
+            if not seen(name):
+                if time.monotonic() - since <= EXPECTED:
+                    continue
+                found = await self._api.get("Pod", key[0], name)
+                if found is not None:
+                    self._changed(found)
+            self.memory.seen(key, name)
+        return [pod for _, pod in self.memory.expected.get(key, {}).values()]
 
     async def do(self, namespace: str, cluster: str, actions: Sequence[Action], written: Sequence[WriteStatus]) -> bool:
         """Do these, then write the statuses.
@@ -159,8 +182,8 @@ class Hands:
         elif isinstance(action, Patch):
             await self._gently(self._api.patch(action.kind, action.namespace, action.name, action.patch))
         elif isinstance(action, Delete):
-            self.memory.deleted[action.uid] = time.monotonic()
             await self._gently(self._api.delete(action.kind, action.namespace, action.name, action.uid, action.grace))
+            self.memory.deleted[action.uid] = time.monotonic()  # one that failed counts as there, and is not replaced
         elif isinstance(action, MakeSecret):
             await self._make_secret(key, action)
         elif isinstance(action, RotateToken):

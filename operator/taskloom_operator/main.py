@@ -82,7 +82,9 @@ async def _run(options: argparse.Namespace) -> int:
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
-    async with kube.ApiClient() as client:
+    configuration = kube.Configuration.get_default_copy()
+    configuration.connection_pool_maxsize = 0  # no limit: with many namespaces, watches would take all
+    async with kube.ApiClient(configuration) as client:
         api = Api(client, metrics)
         schedulers = Schedulers(metrics)
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskloom_operator.actions import Ask, Plan
 from taskloom_operator.api import Api, ApiError
-from taskloom_operator.apply import Hands
+from taskloom_operator.apply import EXPECTED, Hands
 from taskloom_operator.desired import reconcile, reconcile_job
 from taskloom_operator.metrics import Metrics
-from taskloom_operator.names import CLUSTER, COMPONENT, MANAGED_BY, OPERATOR, scheduler_name, token_name
+from taskloom_operator.names import CLUSTER, COMPONENT, MANAGED_BY, OPERATOR, scheduler_name
 from taskloom_operator.observe import Observed, ObservedJob, SchedulerView, Settings
 from taskloom_operator.scheduler_api import Credentials, SchedulerError, Schedulers
 from taskloom_operator.watch import Reflector
@@ -28,6 +29,8 @@ __all__ = ["Controller"]
 
 AT_ONCE = 16  # looks at a time
 AGAIN = (0.5, 60.0)  # seconds after a look that went wrong, at first and at last
+PAUSE = 0.5  # seconds between two questions whether a scheduler's wish is another one
+DEAF = (2.0, 4.0)  # seconds after which one that did not answer that is asked again
 TAIL = {"tailLines": 80, "limitBytes": 64 << 10}
 OURS = f"{MANAGED_BY}={OPERATOR}"
 
@@ -108,7 +111,7 @@ class Controller:
         self._hands = Hands(api, schedulers, metrics, self._answered)
         self._queue = Queue(metrics)
         self._tries: dict[Key, int] = {}
-        self._news: dict[Key, asyncio.Task[None]] = {}  # who wait for another wish of a scheduler
+        self._news: dict[Key, _News] = {}  # who wait for another wish of a scheduler
         self._synced = False
         self._phases: dict[tuple[str, str], int] = {}
         self._reflectors: dict[str, list[Reflector]] = {}
@@ -133,11 +136,11 @@ class Controller:
 
     async def run(self) -> None:
         """Look at what there is, for ever."""
-        watches = [asyncio.ensure_future(one.run()) for several in self._reflectors.values() for one in several]
+        reflectors = [one for several in self._reflectors.values() for one in several]
+        tasks = [asyncio.ensure_future(one.run()) for one in reflectors]
         try:
-            for several in self._reflectors.values():
-                for one in several:
-                    await one.synced.wait()
+            for one in reflectors:
+                await one.synced.wait()
             self._synced = True
             _log.info("all is listed: %d TaskClusters", len(self._all("TaskCluster")))
             for kind, name in (("TaskCluster", "cluster"), ("TaskJob", "job")):
@@ -145,15 +148,13 @@ class Controller:
                     self._queue.add((name, *_place(found)))
             for group in self._all("TaskWorkerGroup"):
                 self._queue.add(("cluster", group["metadata"]["namespace"], _cluster_of_group(group)[1]))
-            workers = [asyncio.ensure_future(self._work()) for _ in range(AT_ONCE)]
-            try:
-                await asyncio.gather(*workers, *watches)
-            finally:
-                for task in workers:
-                    task.cancel()
+            tasks += [asyncio.ensure_future(self._work()) for _ in range(AT_ONCE)]
+            await asyncio.gather(*tasks)
         finally:
-            for task in [*watches, *self._news.values()]:
+            tasks += [news.task for news in self._news.values()]
+            for task in tasks:
                 task.cancel()
+            await asyncio.wait(tasks)  # whoever acts next is not to meet a write of ours
 
     # --- what is known
 
@@ -173,17 +174,21 @@ class Controller:
     def _answered(self, found: Mapping[str, Any]) -> None:
         """The API server has answered with an object: it is known before the watch tells of it."""
         for one in self._reflectors.get(found.get("kind", ""), ()):
-            one.put(found)
-            return  # of several namespaces, whichever: it is looked for in all
+            if one.namespace in (None, found["metadata"]["namespace"]):
+                one.put(found)
 
     def _changed(self, kind: str, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> None:
         found = now if now is not None else before
         assert found is not None
+        namespace, name = _place(found)
         if kind in ("TaskCluster", "TaskJob"):
             self._count(kind, before, now)
+        if kind == "TaskCluster" and (now is None or (before and before["metadata"]["uid"] != now["metadata"]["uid"])):
+            self._hands.memory.forget((namespace, name))  # another one of its name has nothing of it
+        elif kind == "Pod":
+            self._hands.memory.seen(_cluster_of(found), name)
         if not self._synced:
             return
-        namespace, name = _place(found)
         if kind == "TaskJob":
             self._queue.add(("job", namespace, name))
             return
@@ -258,7 +263,7 @@ class Controller:
             self._stop_news(key)
             memory.forget(place)
         elif not cluster["metadata"].get("deletionTimestamp"):
-            secret = await self._hands.secret(namespace, name, token_name(name))
+            secret = await self._hands.secret(namespace, name, cluster["metadata"]["uid"])
         observed = Observed(
             namespace,
             name,
@@ -270,7 +275,7 @@ class Controller:
             service=self._get("Service", namespace, scheduler_name(name)),
             secret=None if secret is None else secret.manifest,
             network_policy=self._get("NetworkPolicy", namespace, name),
-            expected=memory.pods_expected(place, lambda space, pod: self._get("Pod", space, pod)),
+            expected=await self._hands.expected(place, lambda pod: self._get("Pod", namespace, pod) is not None),
             deleted=memory.uids_deleted(),
             refused=dict(memory.refused.get(place, {})),
         )
@@ -285,7 +290,7 @@ class Controller:
                 if (
                     not view.reachable and "CERTIFICATE" in view.error
                 ):  # another one than that of the Secret as we know it
-                    secret = await self._hands.secret(namespace, name, token_name(name), again=True)
+                    secret = await self._hands.secret(namespace, name, "", again=True)
                     credentials = None if secret is None else secret.credentials
             plan = reconcile(replace(observed, scheduler=view), time.time())
         if plan.look:
@@ -295,6 +300,8 @@ class Controller:
             self._start_news(key, credentials, plan)
         else:
             self._stop_news(key)
+        if place in memory.expected:
+            self._queue.add(key, EXPECTED + 1.0)  # that they are not seen is no news
         return self._next(key, plan, done)
 
     def _next(self, key: Key, plan: Plan, done: bool) -> float | None:
@@ -328,22 +335,25 @@ class Controller:
 
     async def _tail(self, namespace: str, pod: str) -> str:
         try:
-            text = await self._api.request("GET", Api.path("Pod", namespace, pod, "log"), query=TAIL)
+            return await self._api.text(Api.path("Pod", namespace, pod, "log"), TAIL)
         except ApiError as error:
             _log.info("the log of %s/%s cannot be had: %s", namespace, pod, error)
             return ""
-        return text if isinstance(text, str) else str(text)
 
     # --- news of schedulers
 
     def _start_news(self, key: Key, credentials: Credentials, plan: Plan) -> None:
-        if key not in self._news or self._news[key].done():
-            self._news[key] = asyncio.ensure_future(self._wait_for_news(key, credentials, plan.threads))
+        news = self._news.get(key)
+        if news is not None and not news.task.done() and news.terms == (credentials, plan.threads):
+            return
+        self._stop_news(key)
+        task = asyncio.ensure_future(self._wait_for_news(key, credentials, plan.threads))
+        self._news[key] = _News(task, (credentials, plan.threads))
 
     def _stop_news(self, key: Key) -> None:
-        task = self._news.pop(key, None)
-        if task is not None:
-            task.cancel()
+        news = self._news.pop(key, None)
+        if news is not None:
+            news.task.cancel()
 
     async def _wait_for_news(self, key: Key, credentials: Credentials, threads: int) -> None:
         since = ""
@@ -351,11 +361,20 @@ class Controller:
             try:
                 said = await self._schedulers.news(key[1], key[2], credentials, since, threads)
             except SchedulerError:
-                self._queue.add(key)
-                return  # it is looked at, and waited for again if it can be
+                # it is looked at, and waited for again if it can be; but who refuses does so at once, again and again
+                self._queue.add(key, random.uniform(*DEAF))
+                return
             if since and said.get("changed", True):
                 self._queue.add(key)
             since = str(said.get("version", ""))
+            await asyncio.sleep(PAUSE)  # of a cluster at work it is another one all the time
+
+
+class _News(NamedTuple):
+    """Who waits for another wish of a scheduler, and with what."""
+
+    task: asyncio.Task[None]
+    terms: tuple[Credentials, int]
 
 
 def _place(found: Mapping[str, Any]) -> tuple[str, str]:

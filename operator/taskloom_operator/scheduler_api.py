@@ -147,7 +147,9 @@ class Schedulers:
     ) -> Any:
         if self._session is None:
             agent = {"User-Agent": f"{OPERATOR}/{__version__}"}
-            self._session = aiohttp.ClientSession(headers=agent)
+            # without a limit: most connections wait for news, and hold up nobody
+            connector = aiohttp.TCPConnector(limit=0)
+            self._session = aiohttp.ClientSession(headers=agent, connector=connector)
         host = f"{scheduler_name(name)}.{namespace}.svc"
         place = f"{host}:{HTTP_PORT}"
         if self._where is not None:

@@ -66,6 +66,7 @@ class Reflector:
         index: Callable[[Object], Any] | None = None,
     ) -> None:
         self.kind = kind
+        self.namespace = namespace
         self.synced = asyncio.Event()
         self.heard = time.monotonic()
         self._api = api

@@ -47,6 +47,7 @@ class ApiServer:
         self.agents: set[str] = set()
         self.trouble: Callable[[web.Request], Any] = lambda request: None
         self.mute = False  # watches are open and say nothing
+        self.mute_kinds: set[str] = set()  # likewise, of these plurals
         self._history: list[tuple[int, str, Key, dict[str, Any], dict[str, str]]] = []
         self._listening: dict[asyncio.Queue[Any], tuple[str, str]] = {}
         self._news = asyncio.Event()
@@ -120,7 +121,7 @@ class ApiServer:
     async def _record(self, what: str, key: Key, found: dict[str, Any]) -> None:
         found = copy.deepcopy(found)
         self._history.append((self.version, what, key, found, found["metadata"].get("labels") or {}))
-        if not self.mute:
+        if not self.mute and key[0] not in self.mute_kinds:
             for queue, (plural, namespace) in self._listening.items():
                 if plural == key[0] and namespace in ("", key[1]):
                     queue.put_nowait({"type": what, "object": found})
@@ -246,7 +247,7 @@ class ApiServer:
     async def __aenter__(self) -> ApiServer:
         application = web.Application()
         for api in ("/api/v1", "/apis/{group}/{version}"):
-            for place in ("/{plural}", "/namespaces/{namespace}/{plural}"):
+            for place in ("/namespaces/{namespace}/{plural}", "/{plural}"):
                 for rest in ("", "/{name}", "/{name}/{sub}"):
                     application.router.add_route("*", api + place + rest, self._any)
         self.runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
