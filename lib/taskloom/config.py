@@ -198,6 +198,13 @@ SETTINGS: dict[str, Setting] = {
             _port,
         ),
         Setting(
+            "cluster.metrics_by_worker",
+            "bool",
+            False,
+            "whether the scheduler's metrics are also there for each worker, with its name as a label",
+            _flag,
+        ),
+        Setting(
             "cluster.probe_port",
             "int",
             None,

@@ -17,6 +17,12 @@ __all__ = ["command"]
     metavar="BYTES",
     help="How much memory each may have, such as 4GiB; 0: no limit.  [default: an equal share of what there is]",
 )
+@click.option(
+    "--local-directory",
+    type=click.Path(file_okay=False, writable=True),
+    metavar="DIR",
+    help="Where values go that do not fit into memory.  [default: where temporary files are]",
+)
 @click.option("--port", type=click.IntRange(0, 65535), metavar="PORT", help="0: any free one.  [default: 8786]")
 @click.option(
     "--http-port",
@@ -25,12 +31,20 @@ __all__ = ["command"]
     help="Where to serve state, metrics and wishes over HTTP; 0: any free port; -1: not at all.  [default: 8787]",
 )
 def command(
-    nworkers: int | None, nthreads: int | None, memory_limit: str | None, port: int | None, http_port: int | None
+    nworkers: int | None,
+    nthreads: int | None,
+    memory_limit: str | None,
+    local_directory: str | None,
+    port: int | None,
+    http_port: int | None,
 ) -> None:
     """Run a scheduler and workers on this machine, until Ctrl-C.
 
     For programs that come and go: each connects to it, and finds what is there. A program that wants a cluster for itself
     alone needs none of this; taskloom.Client() starts one for it.
+
+    Defaults can be set in ~/.config/taskloom/config.toml, under [cluster] and [worker], and by variables:
+    TASKLOOM_CLUSTER__PORT=9000, TASKLOOM_WORKER__MEMORY_LIMIT=2GiB.
 
     \b
       taskloom cluster --nworkers 4
@@ -46,9 +60,9 @@ def command(
     try:
         cluster = LocalCluster(
             nworkers,
-            nthreads,
+            nthreads or setting("worker.nthreads"),
             memory_limit=setting("worker.memory_limit") if memory_limit is None else memory_limit,
-            local_directory=setting("worker.local_directory"),
+            local_directory=local_directory or setting("worker.local_directory"),
             scheduler_port=port,
             http_port=None if wished < 0 else wished,
             http_may_fail=http_port is None,

@@ -22,6 +22,12 @@ __all__ = ["command"]
     help="Where to serve state, metrics and wishes over HTTP; 0: any free port; -1: not at all.  [default: 8787]",
 )
 @click.option(
+    "--metrics-by-worker/--no-metrics-by-worker",
+    default=None,
+    help="Whether metrics are also there for each worker, by its name: where workers come and go, names add up in Prometheus.  "
+    "[default: no]",
+)
+@click.option(
     "--probe-port",
     type=click.IntRange(0, 65535),
     metavar="PORT",
@@ -51,6 +57,7 @@ def command(
     port: int | None,
     http_host: str | None,
     http_port: int | None,
+    metrics_by_worker: bool | None,
     probe_port: int | None,
     certificate: str | None,
     key: str | None,
@@ -95,6 +102,7 @@ def command(
         grace,
         None if wished < 0 else (host if http_host is None else http_host, wished),
         http_may_fail=http_port is None,
+        each_worker=setting("cluster.metrics_by_worker") if metrics_by_worker is None else metrics_by_worker,
         probe_port=setting("cluster.probe_port") if probe_port is None else probe_port,
         certificate=certificate,
         key=key or setting("cluster.key"),

@@ -476,6 +476,7 @@ async def serve(
     incarnation: int | None = None,
     http: tuple[str, int] | None = None,
     http_may_fail: bool = False,
+    each_worker: bool = False,
     probe_port: int | None = None,
     certificate: str | None = None,
     key: str | None = None,
@@ -490,6 +491,7 @@ async def serve(
         grace, incarnation: see :class:`SchedulerNode`.
         http: host and port of the HTTP interface; None: there is none.
         http_may_fail: whether to go on without it where its port is taken.
+        each_worker: whether there are metrics of single workers.
         probe_port: where health and readiness can be asked for in plain HTTP, at all addresses; None: nowhere.
         certificate, key: PEM files with what it shows off loopback; None: it makes a certificate itself.
         tell: called with its address and that of the HTTP interface (None: there is none) when it listens.
@@ -504,7 +506,7 @@ async def serve(
     if http is not None:
         from taskloom.node.http import HttpServer
 
-        server = HttpServer(node, *http, token=token, security=security)
+        server = HttpServer(node, *http, token=token, security=security, each_worker=each_worker)
         try:
             await server.start()
         except OSError as error:

@@ -17,6 +17,8 @@ import urllib.request
 import psutil
 import pytest
 
+from taskloom import config
+from taskloom.cli import scheduler, worker
 from taskloom.client import Client
 from taskloom.errors import CommError, WorkerDiedError
 
@@ -351,6 +353,30 @@ def test_a_cluster_goes_on_without_http_where_its_port_is_taken_unless_it_was_as
         assert f"no HTTP at port {port}" in (tmp_path / "said").read_text()
         with terminals.client(address) as client:
             assert client.submit(inc, 1).result() == 2
+
+
+@pytest.mark.parametrize(("args", "there"), [([], False), (["--metrics-by-worker"], True)])
+def test_metrics_of_each_worker(terminals, args, there):
+    process, address = terminals.start("scheduler", "--port", "0", "--http-port", "0", *args)
+    http = process.stdout.readline().split()[-1]
+    terminals.start("worker", address, "--nthreads", "1", "--name", "w")
+    token = terminals.token_file.read_text().strip()
+    request = urllib.request.Request(f"{http}/metrics", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        assert (b'taskloom_worker_held_bytes{worker="w"}' in answer.read()) is there
+
+
+def test_every_setting_has_a_flag():
+    flags = {
+        flag
+        for command in (scheduler.command, worker.command)
+        for option in command.params
+        for flag in (*option.opts, *option.secondary_opts)
+    }
+    for name in config.SETTINGS:
+        group, _, last = name.partition(".")
+        if group in ("cluster", "worker") and name != "cluster.address":  # that is an argument
+            assert f"--{last.replace('_', '-')}" in flags, name
 
 
 def test_settings_of_workers(terminals):
