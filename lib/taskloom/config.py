@@ -570,6 +570,9 @@ def _close(name: str, cutoff: float) -> list[str]:
     import difflib  # only now: errors are rare
 
     close = difflib.get_close_matches(name, SETTINGS, n=3, cutoff=cutoff)
+    if close:  # where one is nearly it, others that have a word in common are not meant
+        likeness = {known: difflib.SequenceMatcher(None, known, name).ratio() for known in close}
+        close = [known for known in close if likeness[known] > likeness[close[0]] - 0.3]
     if not close:  # the last part alone: "pure" for "delayed.pure"
         last = {known.rsplit(".", 1)[-1]: known for known in SETTINGS}
         close = [last[part] for part in difflib.get_close_matches(name, last, n=3, cutoff=max(cutoff, 0.8))]
