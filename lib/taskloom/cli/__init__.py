@@ -22,7 +22,7 @@ import taskloom
 from taskloom import config
 from taskloom.errors import TaskloomError
 
-__all__ = ["main", "setting"]
+__all__ = ["Program", "main", "setting"]
 
 _show_any_warning = warnings.showwarning
 
@@ -30,34 +30,14 @@ _show_any_warning = warnings.showwarning
 _COMMANDS = {
     "cluster": ("taskloom.cli.cluster", "A scheduler and workers on this machine."),
     "demo": ("taskloom.cli.demo", "A real computation on every scheduler of this machine."),
+    "kube": ("taskloom.cli.kube", "Clusters on Kubernetes."),
     "scheduler": ("taskloom.cli.scheduler", "The scheduler of a cluster."),
     "worker": ("taskloom.cli.worker", "A worker for a scheduler."),
 }
 
 
-class _Main(click.Group):
-    """A group that imports its commands late and says what went wrong in one line."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, _COMMANDS[name][1]) for name in self.list_commands(ctx)])
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        name = args[0]
-        if name not in _COMMANDS and not name.startswith("-"):
-            close = difflib.get_close_matches(name.lower(), _COMMANDS, n=1)
-            hint = f"do you mean {close[0]!r}?" if close else f"there is: {', '.join(sorted(_COMMANDS))}."
-            raise click.UsageError(f"there is no command {name!r}; {hint}", ctx)
-        return super().resolve_command(ctx, args)
+class Program(click.Group):
+    """A group of commands that says what went wrong in one line."""
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
         extra["standalone_mode"] = False
@@ -85,6 +65,31 @@ class _Main(click.Group):
             # What is still in the buffer goes nowhere, and must not be tried again when Python ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(status or 0)
+
+
+class _Main(Program):
+    """One that imports its commands late."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-"):
+            close = difflib.get_close_matches(name.lower(), _COMMANDS, n=1)
+            hint = f"do you mean {close[0]!r}?" if close else f"there is: {', '.join(sorted(_COMMANDS))}."
+            raise click.UsageError(f"there is no command {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
 
 
 def setting(name: str) -> Any:

@@ -12,7 +12,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from taskloom.config import positive_int
@@ -23,13 +23,15 @@ from taskloom.deploy.kube.reach import OFTEN, Reached, troubles, way_to
 from taskloom.errors import ClusterError, HandshakeError, KubernetesError
 from taskloom.net import Options, Token, connect
 
-__all__ = ["KubeCluster", "manifest", "scaled"]
+__all__ = ["KubeCluster", "delete", "is_ready", "log_query", "manifest", "pod_of", "scaled", "told", "until"]
 
 ORPHANED = 3600  # seconds with no client and no work after which a cluster ends whose program was killed
 AFTERWARDS = 600  # seconds until its resource is deleted, too
 _HOPELESS = ("NameTaken", "Finished", "Suspended")  # reasons that waiting does not mend
 _NEARLY = ("ImagePullError",)  # nor these, most times
 PATIENCE = 15.0  # seconds for these
+
+Condition = Callable[[dict[str, Any]], bool]
 
 _open: set[KubeCluster] = set()  # not weak: what was made and is not closed is deleted when the program ends
 
@@ -121,7 +123,7 @@ class KubeCluster:
             self._api.run(self._open(wanted, shutdown_on_close, n_workers, adapt))
             self._api.run(self._connect(deadline, timeout))
             if wait:
-                self._api.run(self._until(_is_ready, deadline, timeout, "ready"))
+                self._api.run(self._until(is_ready, deadline, timeout, "ready"))
         except BaseException:
             self.close()
             raise
@@ -204,28 +206,12 @@ class KubeCluster:
         self._seen = await self._api.cluster(self.namespace, self.name)
         return self._seen
 
-    async def _until(self, condition: Any, deadline: float, timeout: float | None, what: str) -> None:
-        since: float | None = None  # something nearly hopeless is told
-        while True:
-            try:
-                seen = await self._look()
-            except KubernetesError as error:
-                if error.status != 0 or time.monotonic() > deadline:  # it may not answer for a moment
-                    raise
-            else:
-                if condition(seen):
-                    return
-                reasons = {one.get("reason") for one in _conditions(seen) if one["status"] != "True"}
-                since = (since or time.monotonic()) if reasons.intersection(_NEARLY) else None
-                if reasons.intersection(_HOPELESS) or (since is not None and time.monotonic() > since + PATIENCE):
-                    raise KubernetesError(
-                        f"the TaskCluster {self.namespace}/{self.name}: {troubles(seen)}", 0, "NotRunning"
-                    )
-                if time.monotonic() > deadline:
-                    raise TimeoutError(
-                        f"the TaskCluster {self.namespace}/{self.name} is not {what} after {timeout:g} s: {troubles(seen)}"
-                    )
-            await asyncio.sleep(OFTEN)
+    async def _until(self, condition: Condition, deadline: float, timeout: float | None, what: str) -> None:
+        def look(seen: dict[str, Any]) -> bool:
+            self._seen = seen
+            return condition(seen)
+
+        await until(self._api, self.namespace, self.name, look, deadline, timeout, what)
 
     @property
     def address(self) -> str:
@@ -278,7 +264,7 @@ class KubeCluster:
 
         def enough(seen: Mapping[str, Any]) -> bool:
             if count is None:
-                return _is_ready(seen)
+                return is_ready(seen)
             return int((seen.get("status") or {}).get("readyReplicas", 0)) >= count
 
         what = "ready" if count is None else f"there with {count} workers"
@@ -342,19 +328,10 @@ class KubeCluster:
         try:
             if self._way is not None:
                 self._way.close()
-            if self._shutdown:
-                self._api.run(self._delete())
+            if self._shutdown and self._seen:
+                self._api.run(delete(self._api, self._seen))
         finally:
             self._api.close()
-
-    async def _delete(self) -> None:
-        metadata = self._seen.get("metadata") or {}
-        options = {"propagationPolicy": "Background", "preconditions": {"uid": metadata.get("uid")}}
-        try:
-            await self._api.request("delete", "taskclusters", self.namespace, self.name, body=options, timeout=10.0)
-        except KubernetesError as error:
-            if error.status not in (404, 409):  # it is gone, be there another one of its name or not
-                raise
 
     def __enter__(self) -> KubeCluster:
         return self
@@ -482,6 +459,51 @@ async def scaled(api: Api, found: Mapping[str, Any], workers: Mapping[str, Any])
     return changed
 
 
+async def delete(api: Api, found: Mapping[str, Any]) -> None:
+    """Delete a TaskCluster: this one, and no other of its name; its pods go after it. That it is gone is no error."""
+    metadata = found["metadata"]
+    options = {"propagationPolicy": "Background", "preconditions": {"uid": metadata["uid"]}}
+    try:
+        await api.request("delete", "taskclusters", metadata["namespace"], metadata["name"], body=options, timeout=10.0)
+    except KubernetesError as error:
+        if error.status not in (404, 409):  # it is gone, be there another one of its name or not
+            raise
+
+
+async def until(
+    api: Api, namespace: str, name: str, condition: Condition, deadline: float, timeout: float | None, what: str
+) -> None:
+    """Look at a TaskCluster until something is so of it.
+
+    Args:
+        deadline: as :func:`time.monotonic` counts.
+        timeout, what: for the error.
+
+    Raises:
+        TimeoutError: it is not so in time; says what the operator says.
+        KubernetesError: it never will be, or the cluster is gone.
+    """
+    since: float | None = None  # something nearly hopeless is told
+    while True:
+        try:
+            seen = await api.cluster(namespace, name)
+        except KubernetesError as error:
+            if error.status != 0 or time.monotonic() > deadline:  # it may not answer for a moment
+                raise
+        else:
+            if condition(seen):
+                return
+            reasons = {one.get("reason") for one in told(seen) if one["status"] != "True"}
+            since = (since or time.monotonic()) if reasons.intersection(_NEARLY) else None
+            if reasons.intersection(_HOPELESS) or (since is not None and time.monotonic() > since + PATIENCE):
+                raise KubernetesError(f"the TaskCluster {namespace}/{name}: {troubles(seen)}", 0, "NotRunning")
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"the TaskCluster {namespace}/{name} is not {what} after {timeout:g} s: {troubles(seen)}"
+                )
+        await asyncio.sleep(OFTEN)
+
+
 async def pod_of(api: Api, namespace: str, name: str, worker: str | None) -> tuple[str, str]:
     """A pod of a cluster, and its container.
 
@@ -547,8 +569,8 @@ def _new_name() -> str:
     return f"{user[:20].rstrip('-')}-{secrets.token_hex(3)}"
 
 
-def _conditions(seen: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Those that were told of the resource as it is now."""
+def told(seen: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The conditions that were told of a resource as it is now."""
     status = seen.get("status") or {}
     generation = seen["metadata"].get("generation", 0)
     if status.get("observedGeneration", generation) != generation:
@@ -557,10 +579,11 @@ def _conditions(seen: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _is(seen: Mapping[str, Any], kind: str) -> bool:
-    return any(one["type"] == kind and one["status"] == "True" for one in _conditions(seen))
+    return any(one["type"] == kind and one["status"] == "True" for one in told(seen))
 
 
-def _is_ready(seen: Mapping[str, Any]) -> bool:
+def is_ready(seen: Mapping[str, Any]) -> bool:
+    """Whether the scheduler and all workers that there should be are there."""
     return _is(seen, "Ready")
 
 

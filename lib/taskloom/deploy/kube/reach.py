@@ -204,7 +204,11 @@ async def way_to(
     what = f"TaskCluster {namespace}/{name}"
     first = await _patiently(far, api, namespace, name, deadline, timeout)
     forwarder = Forwarder(far, what)
-    await forwarder.start(port, first)
+    try:
+        await forwarder.start(port, first)
+    except BaseException:
+        await forwarder.close()
+        raise
     return Reached(f"tls://127.0.0.1:{forwarder.port}", known, namespace, name, api, forwarder, owns)
 
 
