@@ -178,13 +178,13 @@ class _Decision:
         ready = retirement is not None and (retirement.state == "ready" or (not going and retirement.was_ready))
         if worker is None:
             if ready:
-                self.change.deaths.append(pod)
+                self.change.first.append(pod)
             elif pod.started:
                 self.lost.append(pod)
             else:
                 self.new.append(pod)
         elif worker.state == "retired" or (going and ready):
-            self.change.deaths.append(pod)
+            self.change.first.append(pod)
         elif going or worker.state == "retiring":
             self.moving.append(pod)
         else:
@@ -403,7 +403,7 @@ class _Decision:
 
     def _count(self, chosen: Sequence[Pod]) -> None:
         change = self.change
-        dying = {id(pod) for pod in change.deaths}
+        dying = {id(pod) for pod in change.first + change.deaths}
         staying = [pod for pod in self.registered if pod.uid not in change.retire and id(pod) not in dying]
         others = [pod for pod in self.new + self.lost if id(pod) not in dying]
         change.registered = len(staying)
