@@ -204,3 +204,118 @@ def test_a_peer_whose_machine_vanishes_is_noticed(machines):
                 ip("-n", one[0], "link", "set", one[2], "up")
     assert said.startswith("ConnectionLostError the connection to the scheduler at")
     assert "broke" in said
+
+
+# --- the commands
+
+SNIFF = """
+import select, socket, sys
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 << 20)
+print("ready", flush=True)
+seen = []
+while True:
+    if wire in select.select([wire, sys.stdin], [], [])[0]:
+        seen.append(wire.recv(1 << 17))
+    else:
+        break
+wire.setblocking(False)
+try:
+    while True:
+        seen.append(wire.recv(1 << 17))
+except BlockingIOError:
+    pass
+sys.stdout.flush()
+sys.stdout.buffer.write(b"".join(seen))
+"""
+
+USE = """
+import sys, taskloom
+def make(n):
+    import os
+    return b"what-nobody-may-read" + os.urandom(20_000)  # not to be compressed
+with taskloom.Client(sys.argv[1]) as client:
+    client.wait_for_workers(2)
+    info = client.scheduler_info()
+    print(sorted(worker["address"].rpartition(":")[0] for worker in info["workers"].values()), flush=True)
+    made = [client.submit(make, n, workers=["far" if n % 2 else "near"]) for n in range(6)]
+    lengths = [client.submit(len, value, workers=["near" if n % 2 else "far"]) for n, value in enumerate(made)]
+    print(client.gather(lengths), flush=True)
+    print({value[:20] for value in client.gather(made)}, flush=True)
+"""
+
+
+@contextlib.contextmanager
+def run_on(machine, *args, **environ):
+    """A process on a machine, of a user with a home and variables of its own."""
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("TASKLOOM", "XDG_"))}
+    with subprocess.Popen(
+        ["ip", "netns", "exec", machine[0], sys.executable, *args],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**plain, "PYTHONUNBUFFERED": "1", **environ},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_scheduler_worker_and_client_on_two_machines(machines, tmp_path):
+    """As docs/cluster.md has it. Nothing of it can be read on the wire, and who has not the token has no part in it."""
+    one, two = machines
+    homes = [tmp_path / "one", tmp_path / "two"]
+    for home in homes:
+        home.mkdir()
+    here, there = str(homes[0]), str(homes[1])
+    cli = ("-m", "taskloom")
+    with (
+        run_on(one, "-c", SNIFF) as sniffer,
+        run_on(
+            one, *cli, "scheduler", "--host", "10.77.0.1", "--port", "0", "--http-port", "-1", HOME=here
+        ) as scheduler,
+    ):
+        assert sniffer.stdout.readline() == b"ready\n"
+        address = scheduler.stdout.readline().decode().split()[-1]
+        assert address.startswith("tls://10.77.0.1:")
+        token = (homes[0] / ".config" / "taskloom" / "token").read_text().strip()
+
+        # whoever does not know the token, or would speak in clear, is told what to do
+        for wrong, environ, words in [
+            (
+                address,
+                {},
+                f'Type: TASKLOOM_TOKEN="$(ssh 10.77.0.1 cat ~/.config/taskloom/token)" taskloom worker {address}',
+            ),
+            (address, {"TASKLOOM_TOKEN": "another-token-altogether"}, "token"),
+            (address.replace("tls:", "tcp:"), {"TASKLOOM_TOKEN": token}, f"Use {address}"),
+        ]:
+            with run_on(two, *cli, "worker", wrong, HOME=there, **environ) as worker:
+                _, err = worker.communicate(timeout=60)
+            assert worker.returncode == 1
+            assert words in err.decode()
+
+        threads = ("--nthreads", "1", "--name")
+        with (
+            run_on(one, *cli, "worker", address, *threads, "near", HOME=here) as near,
+            run_on(two, *cli, "worker", address, *threads, "far", HOME=there, TASKLOOM_TOKEN=token) as far,
+            run_on(two, "-c", USE, address, HOME=there, TASKLOOM_TOKEN=token) as client,
+        ):
+            assert b"worker near at tls://10.77.0.1:" in near.stdout.readline()
+            assert b"worker far at tls://10.77.0.2:" in far.stdout.readline()
+            out, err = client.communicate(timeout=60)
+            assert err == b""
+            assert out.decode().splitlines() == [
+                "['tls://10.77.0.1', 'tls://10.77.0.2']",
+                str([20_020] * 6),
+                "{b'what-nobody-may-read'}",
+            ]
+            # told to end, one on each machine
+            far.terminate()
+            far.communicate(timeout=60)
+            assert far.returncode == 143
+        seen, _ = sniffer.communicate(timeout=60)
+    assert len(seen) > 100_000
+    assert b"what-nobody-may-read" not in seen
+    assert token.encode() not in seen
