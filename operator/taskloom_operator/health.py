@@ -26,6 +26,9 @@ async def serve(
 
     Returns:
         what is to be cleaned up at the end.
+
+    Raises:
+        OSError: a port is taken.
     """
 
     def says(what: Callable[[], str]) -> Callable[[web.Request], web.Response]:
@@ -48,6 +51,11 @@ async def serve(
             application.router.add_get(path, page)  # type: ignore[arg-type]
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
-        await web.TCPSite(runner, host, port).start()
         runners.append(runner)
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError:
+            for one in runners:
+                await one.cleanup()
+            raise
     return runners

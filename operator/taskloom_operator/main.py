@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from kubernetes.aio import client as kube
 from kubernetes.aio import config
@@ -49,6 +51,7 @@ def _arguments() -> argparse.ArgumentParser:
     add("--health-port", type=int, default=8080, help="/healthz and /readyz")
     add("--metrics-port", type=int, default=8081, help="/metrics")
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    add("--log-format", default="text", choices=["text", "json"], help="json: an object a line")
     add("--version", action="version", version=__version__)
     return parser
 
@@ -78,7 +81,11 @@ async def _run(options: argparse.Namespace) -> int:
             return f"the API server has not been heard for {acting[0].silent:.0f} s"
         return ""
 
-    runners = await serve(metrics, alive, lambda: "", options.health_port, options.metrics_port)
+    try:
+        runners = await serve(metrics, alive, lambda: "", options.health_port, options.metrics_port)
+    except OSError as error:
+        print(f"taskloom_operator: {error}. Give --health-port and --metrics-port", file=sys.stderr)
+        return 2
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
@@ -113,12 +120,32 @@ async def _run(options: argparse.Namespace) -> int:
                 await runner.cleanup()
 
 
+class _Json(logging.Formatter):
+    """A record as an object of JSON, in one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        found = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            found["error"] = self.formatException(record.exc_info)
+        return json.dumps(found, ensure_ascii=False)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; the exit status."""
+    """The command.
+
+    Returns:
+        the exit status: 0 after a signal to end, 1 where the Lease was lost, 2 where it cannot begin.
+    """
     options = _arguments().parse_args(arguments)
-    logging.basicConfig(
-        level=options.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(_Json() if options.log_format == "json" else text)
+    logging.basicConfig(level=options.log_level.upper(), handlers=[handler])
     logging.getLogger("aiohttp").setLevel(logging.WARNING)
     try:
         return asyncio.run(_run(options))
