@@ -190,6 +190,8 @@ class Client(Computing, Questions):
                 defaults.add(self)
         except BaseException as error:
             self._problem = error
+            if getattr(self.cluster, "problem", ""):  # of the way there
+                error.add_note(self.cluster.problem)
             await self._close()
             raise
         finally:

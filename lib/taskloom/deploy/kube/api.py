@@ -93,6 +93,8 @@ class Api:
         self._thread = threading.Thread(target=self._serve, name="taskloom-kube", daemon=True)
         self._thread.start()
         self._client: Any = None
+        self._credentials = 0  # how often they were read
+        self._renewing = asyncio.Lock()
         try:
             self.run(self._start(client.ApiClient))
         except BaseException:
@@ -152,8 +154,20 @@ class Api:
         await self._load()
         self._client = make(self._settings)
 
+    async def _renew(self, refused: int) -> None:
+        """What was shown is not good any more.
+
+        Args:
+            refused: which one it was. Many may find that out at a time, and one looks for another: that may ask a program, or
+                people.
+        """
+        async with self._renewing:
+            if self._credentials == refused:
+                await self._load()
+
     async def _load(self) -> None:
         """Read who we are; once more where that has expired."""
+        self._credentials += 1
         try:
             if self.inside:
                 self._config.load_incluster_config(client_configuration=self._settings)  # type: ignore[no-untyped-call]
@@ -230,6 +244,7 @@ class Api:
         target = f"{self._settings.host}{path}" + (f"?{urlencode(asked)}" if asked else "")
         content = MERGE if verb == "patch" else _JSON
         for again in (True, False):
+            shown = self._credentials
             headers = {"Accept": f"{_JSON}, */*", "Content-Type": content}
             await self._sign(headers)
             try:
@@ -241,7 +256,7 @@ class Api:
             response = found.response
             if response.status == 401 and again:  # tokens of some clusters are good for minutes
                 response.release()
-                await self._load()
+                await self._renew(shown)
                 continue
             if not 200 <= response.status < 300:
                 try:
@@ -296,7 +311,7 @@ class Api:
         elif status == 404 and name and not sub:
             words = f"there is no {what}"
         else:
-            words = f"{what}: {words or f'the API server answers {status}'}"
+            words = words or f"{what}: the API server answers {status}"
         raise KubernetesError(words, status, reason)
 
     # --- what is asked for
@@ -362,6 +377,7 @@ class Api:
             rest.pool_manager = rest._create_pool_manager()
         target = f"{self._settings.host}{_path('pods', namespace, pod, 'portforward')}?ports={port}"
         for again in (True, False):
+            shown = self._credentials
             headers: dict[str, str] = {}
             await self._sign(headers)
             try:
@@ -378,7 +394,7 @@ class Api:
                 )
             except http.WSServerHandshakeError as error:
                 if error.status == 401 and again:
-                    await self._load()
+                    await self._renew(shown)
                     continue
                 # which of the two it is depends on the version
                 self._refuse(error.status, "", "get and create", "pods", namespace, pod, "portforward")

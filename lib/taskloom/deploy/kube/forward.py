@@ -48,6 +48,7 @@ class Forwarder:
         self._spare: Any = None
         self._server: asyncio.Server | None = None
         self._carrying: set[asyncio.Task[None]] = set()
+        self._said = ""
         self.port = 0
         self.problem = ""
 
@@ -89,12 +90,13 @@ class Forwarder:
                 far = None
             if far is None:
                 far = await self._far()
-            self._tell("")
             set_options(writer.get_extra_info("socket"))
             near = far.get_extra_info("socket")
             if near is not None:
                 set_options(near)
-            self._tell(await _Pair(reader, writer, far).carry())
+            problem = await _Pair(reader, writer, far, self._works).carry()
+            if problem:
+                self._tell(problem)
         except KubernetesError as error:
             self._tell(str(error))
         except Exception as error:  # of the socket, or of what the other end says
@@ -104,11 +106,16 @@ class Forwarder:
             if far is not None:
                 await far.close()
 
+    def _works(self) -> None:
+        """The other end has answered."""
+        self.problem = self._said = ""
+
     def _tell(self, problem: str) -> None:
         """Keep what is wrong, and say it once: who has connected here sees nothing but an end."""
-        if problem and problem != self.problem:
-            _log.warning("%s: %s", self._what, problem)
         self.problem = problem
+        if problem != self._said:
+            self._said = problem
+            _log.warning("%s: %s", self._what, problem)
 
 
 class _Pair:
@@ -117,12 +124,16 @@ class _Pair:
     Args:
         reader, writer: of the near one.
         far: the WebSocket.
+        works: called when something has come from it.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, far: Any) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, far: Any, works: Callable[[], object]
+    ) -> None:
         self._reader = reader
         self._writer = writer
         self._far = far
+        self._works = works
         self._silent = 0
 
     async def carry(self) -> str:
@@ -163,6 +174,7 @@ class _Pair:
                     elif channel == ERROR:
                         return str(message.data[1:].decode("utf-8", "replace")).strip()
                     else:
+                        self._works()
                         self._writer.write(memoryview(message.data)[1:])
                         await self._writer.drain()
                         self._silent = 0

@@ -243,7 +243,7 @@ async def _scheduler(api: Api, namespace: str, name: str) -> str:
     pods = await api.pods(namespace, name, "scheduler")
     for pod in pods:
         status = pod.get("status") or {}
-        runs = any((one.get("state") or {}).get("running") for one in status.get("containerStatuses") or ())
+        runs = any("running" in (one.get("state") or {}) for one in status.get("containerStatuses") or ())
         if "deletionTimestamp" not in pod["metadata"] and status.get("phase") == "Running" and runs:
             ready = any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions") or ())
             found.append((ready, pod["metadata"].get("creationTimestamp") or "", pod["metadata"]["name"]))
