@@ -77,6 +77,7 @@ class Kubernetes:
         installed: whether there are TaskClusters.
         ports: pod -> the port of this machine that stands for its port 8786.
         operate: called with each TaskCluster that has changed, to do what the operator would.
+        before: called with the verb and resource of each request; what it says, if not None, is the status of the answer.
         deaf: pings are not answered.
     """
 
@@ -91,7 +92,7 @@ class Kubernetes:
         self.installed = True
         self.ports: dict[str, int] = {}
         self.operate: Callable[[dict[str, Any]], object] = lambda cluster: None
-        self.before: Callable[[str, str], object] = lambda verb, resource: None
+        self.before: Callable[[str, str], int | None] = lambda verb, resource: None
         self.deaf = False
         self.pings = 0
         self.open: set[web.WebSocketResponse] = set()
@@ -211,7 +212,9 @@ class Kubernetes:
         self.calls.append((verb, resource, namespace, name))
         self.queries.append(dict(request.query))
         self.bodies.append(json.loads(text) if text else None)
-        self.before(verb, resource)
+        status = self.before(verb, resource)
+        if status is not None:
+            return _refused(status, "", "not now")
         if request.headers.get("Authorization", "").lower().removeprefix("bearer ") not in self.credentials:
             return _refused(401, "Unauthorized", "Unauthorized")
         if (verb, resource) in self.denied:

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode
 from taskloom.deploy.kube.names import CLUSTER, COMPONENT, GROUP, MANAGER, VERSION
 from taskloom.errors import ClusterError, KubernetesError
 
-__all__ = ["Api", "inside"]
+__all__ = ["Api", "inside", "passing"]
 
 _INSTALL = "pip install 'taskloom[kube]'"
 CHART = "helm install taskloom charts/taskloom --namespace taskloom-system --create-namespace"
@@ -42,6 +42,11 @@ T = TypeVar("T")
 def inside() -> bool:
     """Whether this is a pod of a Kubernetes cluster."""
     return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+
+
+def passing(error: KubernetesError) -> bool:
+    """Whether it may be better in a moment: the API server is not there just now, or has too much to do."""
+    return error.status in (0, 429) or error.status >= 500
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -285,7 +290,7 @@ class Api:
             told = json.loads(text)
             reason, words = str(told.get("reason") or ""), str(told.get("message") or "")
         except (ValueError, AttributeError):
-            told, reason, words = None, "", text.strip()[:300]
+            told, reason, words = None, "", (text.strip().splitlines() or [""])[0][:300]
         where = "in all namespaces" if namespace is None else f"in the namespace {namespace}"
         singular = _PATHS[kind][1]
         what = f"{singular} {name} {where}" if name else f"{singular}s {where}"
@@ -311,7 +316,7 @@ class Api:
         elif status == 404 and name and not sub:
             words = f"there is no {what}"
         else:
-            words = words or f"{what}: the API server answers {status}"
+            words = words if told is not None and words else f"{what}: the API server answers {status} {words}".rstrip()
         raise KubernetesError(words, status, reason)
 
     # --- what is asked for

@@ -17,7 +17,7 @@ from typing import Any
 
 from taskloom.config import positive_int
 from taskloom.core.messages import KINDS
-from taskloom.deploy.kube.api import Api
+from taskloom.deploy.kube.api import Api, passing
 from taskloom.deploy.kube.names import GROUP, VERSION
 from taskloom.deploy.kube.reach import OFTEN, Reached, troubles, way_to
 from taskloom.errors import ClusterError, HandshakeError, KubernetesError
@@ -488,7 +488,7 @@ async def until(
         try:
             seen = await api.cluster(namespace, name)
         except KubernetesError as error:
-            if error.status != 0 or time.monotonic() > deadline:  # it may not answer for a moment
+            if not passing(error) or time.monotonic() > deadline:
                 raise
         else:
             if condition(seen):

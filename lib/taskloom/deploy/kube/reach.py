@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from taskloom import config
-from taskloom.deploy.kube.api import Api, inside
+from taskloom.deploy.kube.api import Api, inside, passing
 from taskloom.deploy.kube.forward import Forwarder
 from taskloom.deploy.kube.names import PORT, scheduler_name, token_name
 from taskloom.errors import AddressError, ConnectTimeoutError, KubernetesError, TokenError
@@ -214,14 +214,17 @@ async def way_to(
 
 async def _tokens(api: Api, namespace: str, name: str, deadline: float, timeout: float) -> SecretTokens:
     while True:
-        text = await _secret(api, namespace, name)
-        if text is not None:
-            return SecretTokens(text, f"the Secret {token_name(name)} of the namespace {namespace}")
-        cluster = await api.cluster(namespace, name)  # that there is none is told at once
+        try:
+            text = await _secret(api, namespace, name)
+            if text is not None:
+                return SecretTokens(text, f"the Secret {token_name(name)} of the namespace {namespace}")
+            words = troubles(await api.cluster(namespace, name))  # that there is none is told at once
+        except KubernetesError as error:
+            if error.status == 0 or not passing(error):
+                raise
+            words = str(error)
         if time.monotonic() > deadline:
-            raise ConnectTimeoutError(
-                f"the TaskCluster {namespace}/{name} has no token after {timeout:g} s: {troubles(cluster)}"
-            )
+            raise ConnectTimeoutError(f"the TaskCluster {namespace}/{name} has no token after {timeout:g} s: {words}")
         await asyncio.sleep(OFTEN)
 
 
@@ -265,14 +268,20 @@ async def _patiently(far: Any, api: Api, namespace: str, name: str, deadline: fl
             if error.status in (401, 403):
                 raise
             problem = error
-        cluster = await api.cluster(namespace, name)
-        ended = _ended(cluster)
-        if ended:
-            raise KubernetesError(f"the TaskCluster {namespace}/{name} {ended}", 0, "NotRunning")
+        words = ""
+        try:
+            cluster = await api.cluster(namespace, name)
+        except KubernetesError as error:
+            if not passing(error):
+                raise
+        else:
+            ended = _ended(cluster)
+            if ended:
+                raise KubernetesError(f"the TaskCluster {namespace}/{name} {ended}", 0, "NotRunning")
+            words = f": {troubles(cluster)}"
         if time.monotonic() > deadline:
             raise ConnectTimeoutError(
-                f"the scheduler of the TaskCluster {namespace}/{name} cannot be reached after {timeout:g} s ({problem}): "
-                f"{troubles(cluster)}"
+                f"the scheduler of the TaskCluster {namespace}/{name} cannot be reached after {timeout:g} s ({problem}){words}"
             ) from problem
         await asyncio.sleep(OFTEN)
 
