@@ -66,6 +66,7 @@ class Scheduler:
     """A scheduler that runs."""
 
     since: float
+    visited: float | None = None  # when the first one came
     gone: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -374,10 +375,15 @@ class World:
                         process.registered, process.state = None, "running"
         for cluster in alive:
             self.schedulers.setdefault(cluster, Scheduler(self.now))
+        for (_, _, name), scheduler in self.schedulers.items():
+            if self.clients.get(name) and scheduler.visited is None:
+                scheduler.visited = self.now
         for process in list(self.processes.values()):
             scheduler = self.schedulers.get(process.cluster)
             if scheduler is None or process.state == "left":
                 continue
+            if scheduler.visited is None:
+                scheduler.visited = self.now
             if process.registered is None:
                 process.registered, process.state = self.now, "running"
                 process.idle_since = self.now
@@ -569,7 +575,8 @@ class World:
             return SchedulerView(False, "connection refused")
         processes = self.registered(cluster)
         staying = [process for process in processes if process.state == "running"]
-        settled = self.now - scheduler.since >= 3
+        # the grace for those who come back begins with the first one
+        settled = scheduler.visited is not None and self.now - scheduler.visited >= 3
         workers = [
             {
                 "name": process.name,

@@ -353,7 +353,8 @@ class _Cluster:
         if view is None or view.clients is None:
             return
         self.soon(max(1.0, min(30.0, timeout / 4)))
-        busy = view.clients or view.tasks or not view.settled
+        # a scheduler waits for those who come back from when the first one has come: with nobody there, it waits for ever
+        busy = view.clients or view.tasks or (view.workers and not view.settled)
         if busy:
             words = f"{view.clients} clients, {view.tasks} tasks that are not done"
             self.idle = Condition("Idle", False, "InUse", words)

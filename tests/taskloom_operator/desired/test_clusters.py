@@ -325,6 +325,14 @@ def test_finished_after_being_idle_and_deleted_after_that(world, operator):
     assert world.objects == {}
 
 
+def test_a_cluster_to_which_nobody_has_ever_come_is_finished_too(world, operator):
+    running(world, operator, replicas=0, idleTimeout=20)
+    for _ in range(40):
+        operator.run()
+        world.step()
+    assert world.get("TaskCluster", "demo")["status"]["phase"] == "Finished"
+
+
 @pytest.mark.parametrize("what", ["client", "task", "short visit", "away"])
 def test_who_is_used_is_not_finished(world, operator, what):
     running(world, operator, idleTimeout=60)
