@@ -103,15 +103,16 @@ class Schedulers:
         Raises:
             SchedulerError: as :meth:`get`.
         """
-        try:
-            await self._request("POST", namespace, name, credentials, "retire", {"pod_uids": list(uids)})
-        except SchedulerError as error:
-            unknown = set((error.said.get("unknown") or {}).get("pod_uids") or ())
-            left = [uid for uid in uids if uid not in unknown]
-            if error.status != 404 or not unknown:
-                raise
-            if left:
+        left = list(uids)
+        while left:
+            try:
                 await self._request("POST", namespace, name, credentials, "retire", {"pod_uids": left})
+                return
+            except SchedulerError as error:
+                unknown = set((error.said.get("unknown") or {}).get("pod_uids") or ()) & set(left)
+                if error.status != 404 or not unknown:
+                    raise
+                left = [uid for uid in left if uid not in unknown]  # others may go before it is asked again
 
     async def stay(self, namespace: str, name: str, credentials: Credentials, worker: str) -> None:
         """Have a worker stay after all; that it has gone, or may go already, is no error.
