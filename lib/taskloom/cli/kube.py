@@ -74,7 +74,7 @@ def plugin() -> None:
 # --- create
 
 
-@command.command("create")
+@command.command("create", short_help="Make one.")
 @click.argument("name")
 @_where
 @click.option("--workers", type=click.IntRange(min=0), metavar="N", help="How many.  [default: 1]")
@@ -170,16 +170,17 @@ def _spec_of(file: Any) -> dict[str, Any] | None:
     if file is None:
         return None
     yaml = _yaml()
+    name = getattr(file, "name", "standard input")
     try:
         found = yaml.safe_load(file.read())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"{file.name} is no YAML: {error}", param_hint="--file") from error
+        raise click.BadParameter(f"{name} is no YAML: {error}", param_hint="--file") from error
     if isinstance(found, dict) and "kind" in found:
         if found["kind"] != "TaskCluster":
-            raise click.BadParameter(f"{file.name} has a {found['kind']} in it, no TaskCluster", param_hint="--file")
+            raise click.BadParameter(f"{name} has a {found['kind']} in it, no TaskCluster", param_hint="--file")
         found = found.get("spec") or {}
     if not isinstance(found, dict):
-        raise click.BadParameter(f"{file.name} has no TaskCluster in it", param_hint="--file")
+        raise click.BadParameter(f"{name} has no TaskCluster in it", param_hint="--file")
     return found
 
 
@@ -215,7 +216,7 @@ def _wait(api: Api, namespace: str, name: str, timeout: float) -> None:
 # --- get
 
 
-@command.command("get")
+@command.command("get", short_help="Show what there is.")
 @click.argument("names", nargs=-1)
 @_where
 @click.option("-A", "--all-namespaces", "everywhere", is_flag=True, help="In all namespaces.")
@@ -309,7 +310,7 @@ def _age(since: str | None) -> str:
 # --- scale, delete
 
 
-@command.command("scale")
+@command.command("scale", short_help="Change how many workers one has.")
 @click.argument("name")
 @click.argument("workers", required=False, type=click.IntRange(min=0))
 @_where
@@ -351,7 +352,7 @@ def scale(
         click.echo(f"TaskCluster {space}/{name} is to have {words}")
 
 
-@command.command("delete")
+@command.command("delete", short_help="Delete them, with all that was made for them.")
 @click.argument("names", nargs=-1, required=True)
 @_where
 def remove(names: Sequence[str], namespace: str | None, context: str | None) -> None:
@@ -367,7 +368,7 @@ def remove(names: Sequence[str], namespace: str | None, context: str | None) -> 
 # --- logs
 
 
-@command.command("logs")
+@command.command("logs", short_help="What a scheduler or a worker has written.")
 @click.argument("name")
 @_where
 @click.option("--worker", metavar="NAME", help="Of this worker, or the end of its name.  [default: of the scheduler]")
@@ -399,7 +400,7 @@ def logs(
 # --- connect
 
 
-@command.command("connect")
+@command.command("connect", short_help="Forward a port to one, or run a program with it.")
 @click.argument("name")
 @click.argument("program", nargs=-1, type=click.UNPROCESSED)
 @_where
