@@ -56,6 +56,7 @@ BACKOFF = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds until a worker that did no
 ONCE = 5.0  # seconds in which what a worker says of itself is not said again for another one
 LINES = 20  # of stderr that are kept, to say why a process has died
 SILENCE = 2.0  # seconds in which a scheduler that is not there is looked for without a word
+REACH = 3.0  # seconds that the scheduler has for being reached, where workers are to retire
 PATIENCE = 5.0  # seconds that a worker has for leaving when it is asked to
 
 
@@ -191,6 +192,8 @@ class Supervisor:
         self._scratch_fd = -1
         self._late: list[Died] = []  # what an earlier supervisor had no time to say
         self._connection: Connection | None = None
+        self._reached = asyncio.Event()  # set while there is one
+        self._lost = asyncio.Event()  # set while there is none
         self._closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._news = asyncio.Event()  # somebody has joined or ended
@@ -201,6 +204,16 @@ class Supervisor:
     def connected(self) -> bool:
         """Whether the scheduler can be told something now."""
         return self._connection is not None and not self._connection.closed
+
+    async def reached(self, patience: float = REACH) -> bool:
+        """Whether the scheduler can be told something, now or within so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while not self.connected:
+                    await self._reached.wait()
+                    if not self.connected:  # it is closed, and that is not noted yet
+                        await asyncio.sleep(0.01)
+        return self.connected
 
     def ready(self) -> dict[str, Any]:
         """Whether all workers that there are to be have joined, and the scheduler is there; under "ready"."""
@@ -293,12 +306,22 @@ class Supervisor:
         workers = [self.workers[name] for name in names if name in self.workers]
         for worker in workers:
             worker.ending = True
-        if self._connection is not None:
-            self._connection.send(Leaving([worker.launch for worker in workers]))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    for worker in workers:
-                        await worker.gone.wait()
+        gone, lost = asyncio.ensure_future(_all_gone(workers)), None
+        try:
+            async with asyncio.timeout(patience):
+                # Where the machine is busy, workers may be with the scheduler before this process is; and another scheduler
+                # knows nothing of this.
+                while not gone.done() and any(worker.joined for worker in workers) and await self.reached():
+                    assert self._connection is not None
+                    self._connection.send(Leaving([worker.launch for worker in workers]))
+                    lost = asyncio.ensure_future(self._lost.wait())
+                    await asyncio.wait([gone, lost], return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            pass
+        finally:
+            for task in (gone, lost):
+                if task is not None:
+                    task.cancel()
         await self.end([worker.name for worker in workers])
 
     async def close(self, patience: float = PATIENCE) -> None:
@@ -539,6 +562,8 @@ class Supervisor:
             lost = asyncio.Event()
             connection.start(self._heard, lambda reason, lost=lost: lost.set())  # type: ignore[misc]
             self._connection = connection
+            self._lost.clear()
+            self._reached.set()
             self._hello()
             late, self._late = self._late, []
             for died in late:
@@ -546,6 +571,8 @@ class Supervisor:
             try:
                 await lost.wait()
             finally:
+                self._reached.clear()
+                self._lost.set()
                 if not self._closing:
                     self._connection = None
             await asyncio.sleep(0.05)
@@ -606,6 +633,11 @@ class Supervisor:
                 taken, limit = f"{rss / 2**20:,.0f} MiB", f"{self.limit / 2**20:,.0f} MiB"
                 worker.words = f"was ended as it took {taken} of memory, and its limit is {limit}"
                 worker.process.kill()
+
+
+async def _all_gone(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        await worker.gone.wait()
 
 
 def _own_name() -> str:
@@ -758,7 +790,7 @@ def run_workers(
         if signalled.done() and not finished.done():
             number = signalled.result()
             names = [worker.name for worker in supervisor.workers.values() if worker.joined]
-            if names and supervisor.connected:
+            if names and await supervisor.reached():
                 hint = "; Ctrl-C once more ends them at once" if number == signal.SIGINT else ""
                 say(f"worker{'s' if len(names) > 1 else ''}: leaving, once others have what they hold{hint}")
                 leaving = asyncio.ensure_future(supervisor.retire(names, leave))

@@ -64,6 +64,30 @@ def test_names():
     run(numbered, name="w", numbered=True)
 
 
+def test_workers_retire_though_their_supervisor_is_late():
+    """On a busy machine they may be with the scheduler before it is: then it waits a moment, and tells it."""
+
+    async def work(scheduler, supervisor, words):
+        await supervisor.joined()
+        assert await supervisor.reached()
+        supervisor._connection.abort()
+        while supervisor.connected:
+            await asyncio.sleep(0.01)
+        retired = []
+        retire = scheduler._retire
+        scheduler.hosts._retire = lambda launches: (retired.extend(launches), retire(launches))
+        launch = supervisor.workers["w-1"].launch
+        await supervisor.retire(["w-1"])
+        assert retired == [launch]
+        assert list(supervisor.workers) == ["w-0"]
+        # where there is none, it does not wait for long
+        await scheduler.close()
+        await supervisor.retire(["w-0"])
+        assert supervisor.workers == {}
+
+    run(work, count=2, name="w")
+
+
 def test_those_that_are_to_go_do_not_count():
     async def work(scheduler, supervisor, words):
         await supervisor.joined()
