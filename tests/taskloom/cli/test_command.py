@@ -59,7 +59,7 @@ def test_the_help_shows_a_graph_that_gives_what_it_says():
     [
         (["demmo"], "there is no command 'demmo'; do you mean 'demo'?"),
         (["DEMO"], "do you mean 'demo'?"),
-        (["frobnicate"], "there is no command 'frobnicate'; there is: cluster, demo, scheduler, worker."),
+        (["frobnicate"], "there is no command 'frobnicate'; there is: cluster, demo, kube, scheduler, worker."),
         (["--frobnicate"], "No such option"),
         (["demo", "--size", "huge"], "'huge' is not one of 'small', 'medium', 'large'"),
         (["demo", "--workers", "0"], "0 is not in the range"),
