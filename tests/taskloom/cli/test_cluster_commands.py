@@ -462,3 +462,17 @@ def test_nobody_reads_what_workers_write(terminals):
             assert file.read().startswith(b"x" * 999 + b"\nx")
     finally:
         os.close(ours)
+
+
+def test_a_worker_that_leaves_while_its_scheduler_goes_too(terminals, tmp_path):
+    """As when all pods of a cluster are deleted at once: it does not wait for its whole time."""
+    scheduler, address = terminals.start("scheduler", "--http-port", "-1", "--port", "0", "--grace", "0")
+    worker, _ = terminals.start("worker", address, "--nthreads", "1", "--leave-timeout", "600")
+    with terminals.client(address) as client:
+        kept = client.submit(bytes, 100_000)
+        client.gather(kept)
+        worker.send_signal(signal.SIGTERM)  # nobody else is there to take the value, so it waits
+        until(lambda: "leaving" in worker.stdout.readline())
+        scheduler.kill()
+        assert worker.wait(60) == 128 + signal.SIGTERM
+        del kept
