@@ -57,7 +57,6 @@ ONCE = 5.0  # seconds in which what a worker says of itself is not said again fo
 LINES = 20  # of stderr that are kept, to say why a process has died
 SILENCE = 2.0  # seconds in which a scheduler that is not there is looked for without a word
 REACH = 3.0  # seconds that the scheduler has for being reached, where workers are to retire
-ABSENT = 10.0  # seconds to look for a scheduler that goes while workers wait for it to let them leave
 PATIENCE = 5.0  # seconds that a worker has for leaving when it is asked to
 
 
@@ -312,10 +311,7 @@ class Supervisor:
             async with asyncio.timeout(patience):
                 # Where the machine is busy, workers may be with the scheduler before this process is; and another scheduler
                 # knows nothing of this.
-                while not gone.done() and any(worker.joined for worker in workers):
-                    async with asyncio.timeout(ABSENT):  # it may have gone for good, as when all pods of a cluster end
-                        if not await self.reached():
-                            break
+                while not gone.done() and any(worker.joined for worker in workers) and await self.reached():
                     assert self._connection is not None
                     self._connection.send(Leaving([worker.launch for worker in workers]))
                     lost = asyncio.ensure_future(self._lost.wait())
