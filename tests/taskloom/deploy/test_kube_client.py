@@ -200,6 +200,7 @@ def test_inside_it_is_the_service_and_the_token_that_is_mounted(inside, monkeypa
     (tmp_path / "token").write_text("m" * 40)
     (tmp_path / "token").chmod(0o600)
     monkeypatch.setenv("TASKLOOM_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setitem(sys.modules, "kubernetes.aio", None)  # the image has no such package
     way = reach("kube://lab/demo")
     assert (way.address, tokens_of(way.token), way.direct) == (SERVICE, ("m" * 40,), None)
     assert inside.calls == []

@@ -402,7 +402,7 @@ class Api:
                     await self._renew(shown)
                     continue
                 # which of the two it is depends on the version
-                self._refuse(error.status, "", "get and create", "pods", namespace, pod, "portforward")
+                self._refuse(error.status, "", "both get and create", "pods", namespace, pod, "portforward")
             except (http.ClientError, OSError, TimeoutError) as error:
                 raise self._silent(error) from error
         raise AssertionError("not reached")
