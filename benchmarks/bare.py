@@ -330,7 +330,7 @@ def main(what: str, *args: str) -> None:
     _end_with_input()
     token = os.environ["BENCHMARK_TOKEN"]
 
-    def tell(own: str) -> None:
+    def tell(own: str, http: str | None = None) -> None:
         print(own, flush=True)
 
     if what == "scheduler":
