@@ -354,6 +354,15 @@ def test_nobody_answers(kubernetes):
         Client("kube://lab/demo")
 
 
+def test_an_api_server_that_takes_connections_and_says_nothing(kubernetes, end, monkeypatch):
+    monkeypatch.setattr(sys.modules["taskloom.deploy.kube.reach"], "LATE", 0.1)
+    kubernetes.port = end.getsockname()[1]
+    kubernetes.write_kubeconfig({"token": "user-1"})
+    with pytest.raises(ConnectTimeoutError, match=r"takes long: it has not said within 0\.3 s how to reach"):
+        Client("kube://lab/demo", timeout=0.2)
+    assert not threads()
+
+
 def test_a_cluster_that_the_operator_has_not_seen(kubernetes):
     kubernetes.put("taskclusters", "demo", spec={"workers": {"replicas": 1}})
     with pytest.raises(ConnectTimeoutError, match=r"no token after 0.3 s: the operator has not looked at it"):
@@ -446,26 +455,36 @@ def end():
         yield sock
 
 
-def test_an_end_that_does_not_read_holds_up_the_other(lab, end):
+def ends_of(way, end):
+    """Both ends of a connection that is forwarded."""
+    near = socket.create_connection(("127.0.0.1", int(way.address.rpartition(":")[2])))
+    far = end.accept()[0]
+    for sock in (near, far):
+        sock.settimeout(30)
+    return near, far
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_end_that_does_not_read_holds_up_the_other(lab, end, monkeypatch, there):
+    monkeypatch.setattr(forward, "TICK", 0.2)  # a second is long, and the end is alive
     lab.ports["demo-scheduler-0"] = end.getsockname()[1]
     way = reach("kube://lab/demo")
-    most, sent = 256 << 20, 0
-    with socket.create_connection(("127.0.0.1", int(way.address.rpartition(":")[2]))) as near:
-        far = end.accept()[0]
-        near.setblocking(False)
+    near, far = ends_of(way, end)
+    with near, far:
+        writer, reader = (near, far) if there else (far, near)
+        writer.setblocking(False)
+        most, sent = 256 << 20, 0
         piece = bytes(1 << 20)
-        while sent < most and select.select([], [near], [], 2.0)[1]:
-            sent += near.send(piece)
+        while sent < most and select.select([], [writer], [], 1.0)[1]:
+            sent += writer.send(piece)
         assert sent < most
         got = 0
-        far.settimeout(30)
-        while got < sent:  # and all of it comes
-            got += len(far.recv(1 << 20))
-        far.sendall(b"enough")
-        near.settimeout(30)
-        assert near.recv(100) == b"enough"
-        far.close()
-        assert near.recv(100) == b""
+        while got < sent:  # and all of it comes, however long that took
+            got += len(reader.recv(1 << 20))
+        reader.sendall(b"enough")
+        writer.settimeout(30)
+        assert writer.recv(100) == b"enough"
+        assert way.problem == ""
     way.close()
 
 
@@ -488,10 +507,10 @@ def test_an_end_that_is_silent_and_alive_stays(lab, end, monkeypatch):
     monkeypatch.setattr(forward, "TICK", 0.01)
     lab.ports["demo-scheduler-0"] = end.getsockname()[1]
     way = reach("kube://lab/demo")
-    with socket.create_connection(("127.0.0.1", int(way.address.rpartition(":")[2]))) as near, end.accept()[0] as far:
+    near, far = ends_of(way, end)
+    with near, far:
         until(lambda: lab.pings > 20)
         far.sendall(b"still there")
-        near.settimeout(30)
         assert near.recv(100) == b"still there"
     way.close()
 
@@ -501,8 +520,8 @@ def test_an_end_that_has_vanished_is_found_out(lab, end, monkeypatch, caplog):
     lab.deaf = True
     lab.ports["demo-scheduler-0"] = end.getsockname()[1]
     way = reach("kube://lab/demo")
-    with socket.create_connection(("127.0.0.1", int(way.address.rpartition(":")[2]))) as near, end.accept()[0]:
-        near.settimeout(30)
+    near, far = ends_of(way, end)
+    with near, far:
         assert near.recv(100) == b""
     until(lambda: "nothing has come" in way.problem)
     assert lab.pings >= 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import copy
@@ -19,7 +18,7 @@ from taskloom.config import positive_int
 from taskloom.core.messages import KINDS
 from taskloom.deploy.kube.api import Api, passing
 from taskloom.deploy.kube.names import GROUP, VERSION
-from taskloom.deploy.kube.reach import OFTEN, Reached, troubles, way_to
+from taskloom.deploy.kube.reach import Pauses, Reached, troubles, way_to
 from taskloom.errors import ClusterError, HandshakeError, KubernetesError
 from taskloom.net import Options, Token, connect
 
@@ -484,6 +483,7 @@ async def until(
         KubernetesError: it never will be, or the cluster is gone.
     """
     since: float | None = None  # something nearly hopeless is told
+    pauses = Pauses()
     while True:
         try:
             seen = await api.cluster(namespace, name)
@@ -501,7 +501,7 @@ async def until(
                 raise TimeoutError(
                     f"the TaskCluster {namespace}/{name} is not {what} after {timeout:g} s: {troubles(seen)}"
                 )
-        await asyncio.sleep(OFTEN)
+        await pauses.pause()
 
 
 async def pod_of(api: Api, namespace: str, name: str, worker: str | None) -> tuple[str, str]:

@@ -23,6 +23,7 @@ __all__ = ["Forwarder"]
 SIZE = 1 << 18  # bytes that are read at a time
 TICK = 15.0  # seconds between looks whether something has come; a ping where it has not
 SILENT = 4  # ticks without anything, after which the other end is given up
+BUSY = 0.1  # how much of a tick counts in which it was given more than it took: the ping would wait behind that
 DATA, ERROR = 0, 1  # the channels of a port
 
 _log = logging.getLogger("taskloom.deploy.kube")
@@ -134,7 +135,9 @@ class _Pair:
         self._writer = writer
         self._far = far
         self._works = works
-        self._silent = 0
+        self._silent = 0.0  # ticks
+        self._sending = False
+        self._held_up = False  # by the near end, which does not take what has come
 
     async def carry(self) -> str:
         """Carry until one end is closed; what the far one has complained of."""
@@ -156,7 +159,9 @@ class _Pair:
     async def _there(self) -> str:
         with contextlib.suppress(OSError):
             while data := await self._reader.read(SIZE):
+                self._sending = True
                 await self._far.send_bytes(b"\0" + data)
+                self._sending = False
         return ""
 
     async def _back(self) -> str:
@@ -166,7 +171,7 @@ class _Pair:
         with contextlib.suppress(OSError):
             while True:
                 message = await self._far.receive()
-                self._silent = 0
+                self._silent = 0.0
                 if message.type is WSMsgType.BINARY:
                     channel = message.data[0]
                     if channel not in begun:  # the first of each says which port that is
@@ -176,8 +181,9 @@ class _Pair:
                     else:
                         self._works()
                         self._writer.write(memoryview(message.data)[1:])
+                        self._held_up = True
                         await self._writer.drain()
-                        self._silent = 0
+                        self._held_up = False
                 elif message.type is WSMsgType.PING:
                     await self._far.pong(message.data)
                 elif message.type is not WSMsgType.PONG:
@@ -187,8 +193,8 @@ class _Pair:
     async def _watch(self) -> str:
         # by ticks and not by the clock: a program that was stopped, or did not come to its turn, has missed nothing
         while self._silent < SILENT:
-            if self._silent:
+            if self._silent and not self._sending:
                 await self._far.ping()
-            self._silent += 1
             await asyncio.sleep(TICK)
+            self._silent = 0.0 if self._held_up else self._silent + (BUSY if self._sending else 1.0)
         return f"nothing has come for {TICK * SILENT:g} s"

@@ -23,9 +23,22 @@ from taskloom.errors import AddressError, ConnectTimeoutError, KubernetesError, 
 from taskloom.net import Token, TokenFile, find_token
 from taskloom.net.tokens import check_token
 
-__all__ = ["Reached", "parse", "reach", "troubles", "way_to"]
+__all__ = ["Pauses", "Reached", "parse", "reach", "troubles", "way_to"]
 
-OFTEN = 0.2  # seconds between looks whether it is there
+OFTEN, SELDOM = 0.2, 1.0  # seconds between looks whether it is there, at first and after a while
+LATE = 2.0  # seconds that the API server may take longer than a scheduler
+
+
+class Pauses:
+    """Pauses between looks, which get longer."""
+
+    def __init__(self) -> None:
+        self._next = OFTEN
+
+    async def pause(self) -> None:
+        """Wait."""
+        await asyncio.sleep(self._next)
+        self._next = min(SELDOM, 1.1 * self._next)
 
 
 class SecretTokens(TokenFile):
@@ -183,6 +196,21 @@ async def way_to(
         port: of this machine, where it is forwarded; 0: any that is free.
         owns: whether the Api is closed with what comes back.
     """
+    try:
+        async with asyncio.timeout(timeout + LATE):
+            return await _way_to(api, namespace, name, timeout, token, port, owns)
+    except TimeoutError as error:
+        if isinstance(error, ConnectTimeoutError):
+            raise
+        raise ConnectTimeoutError(
+            f"the API server of Kubernetes at {api.where} takes long: it has not said within {timeout + LATE:g} s how to "
+            f"reach the TaskCluster {namespace}/{name}"
+        ) from error
+
+
+async def _way_to(
+    api: Api, namespace: str, name: str, timeout: float, token: Token | None, port: int, owns: bool
+) -> Reached:
     deadline = time.monotonic() + timeout
     tokens: SecretTokens | None = None
     if token is None:
@@ -213,6 +241,7 @@ async def way_to(
 
 
 async def _tokens(api: Api, namespace: str, name: str, deadline: float, timeout: float) -> SecretTokens:
+    pauses = Pauses()
     while True:
         try:
             text = await _secret(api, namespace, name)
@@ -225,7 +254,7 @@ async def _tokens(api: Api, namespace: str, name: str, deadline: float, timeout:
             words = str(error)
         if time.monotonic() > deadline:
             raise ConnectTimeoutError(f"the TaskCluster {namespace}/{name} has no token after {timeout:g} s: {words}")
-        await asyncio.sleep(OFTEN)
+        await pauses.pause()
 
 
 async def _secret(api: Api, namespace: str, name: str) -> str | None:
@@ -261,6 +290,7 @@ class _NotYet(KubernetesError):
 
 async def _patiently(far: Any, api: Api, namespace: str, name: str, deadline: float, timeout: float) -> Any:
     """A first connection; until then it is said what is missing."""
+    pauses = Pauses()
     while True:
         try:
             return await far()
@@ -283,7 +313,7 @@ async def _patiently(far: Any, api: Api, namespace: str, name: str, deadline: fl
             raise ConnectTimeoutError(
                 f"the scheduler of the TaskCluster {namespace}/{name} cannot be reached after {timeout:g} s ({problem}){words}"
             ) from problem
-        await asyncio.sleep(OFTEN)
+        await pauses.pause()
 
 
 def _ended(cluster: Mapping[str, Any]) -> str:
