@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import operator
 import random
 import sys
 import time
@@ -26,7 +27,7 @@ from taskloom_operator.api import Api, ApiError
 
 __all__ = ["Reflector"]
 
-PAGE = 500  # objects in one answer
+PAGE = 100  # objects in one answer: what it takes to read them all at once is not given back
 WATCH = (240, 300)  # seconds until the API server is to end a watch, so that not all end at once
 SILENCE = 150.0  # seconds without a word; the API server sends a bookmark each minute
 FIRST, LONGEST = 0.5, 30.0  # seconds between attempts, at first and at last
@@ -175,10 +176,11 @@ class Reflector:
             if old == new or _later(old, new):
                 return
             self._unindex(key, before)
-        item = _shared(item)
-        self._objects[key] = item
-        if self._index is not None:
-            self._indexed.setdefault(self._index(item), {})[key] = item
+        model = before
+        others = self._objects if self._index is None else self._indexed.setdefault(self._index(item), {})
+        if model is None and others:
+            model = next(iter(others.values()))
+        others[key] = self._objects[key] = item = _shared(item, model)
         self._changed(self.kind, before, item)
 
     def _end(self, item: Object) -> None:
@@ -225,13 +227,22 @@ def _later(one: str, other: str) -> bool:
     return one.isdigit() and other.isdigit() and int(one) > int(other)
 
 
-def _shared(value: Any) -> Any:
-    """The same, with short texts that many objects have in common there but once: half of the memory."""
+def _shared(value: Any, model: Any) -> Any:
+    """The same, in less memory: short texts are there but once, and so is what an object has in common with another one.
+
+    Pods of one cluster differ in little; a tenth of the memory.
+    """
     kind = type(value)
-    if kind is str:
-        return sys.intern(value) if len(value) <= 100 else value
     if kind is dict:
-        return {sys.intern(key): _shared(part) for key, part in value.items()}
+        other = model if type(model) is dict else {}
+        made = {sys.intern(key): _shared(part, other.get(key)) for key, part in value.items()}
+        if len(made) == len(other) and all(part is other.get(key, made) for key, part in made.items()):
+            return other
+        return made
     if kind is list:
-        return [_shared(part) for part in value]
-    return value
+        others = model if type(model) is list and len(model) == len(value) else [None] * len(value)
+        parts = [_shared(part, other) for part, other in zip(value, others, strict=True)]
+        return others if type(model) is list and all(map(operator.is_, parts, others)) and others is model else parts
+    if kind is type(model) and value == model:
+        return model
+    return sys.intern(value) if kind is str and len(value) <= 100 else value

@@ -355,3 +355,20 @@ def test_the_index_follows():
             await server.until(lambda: not found.of("y"))
 
     tell(story)
+
+
+def test_what_objects_have_in_common_is_kept_once_and_nothing_becomes_something_else():
+    """True is 1 is 1.0 for Python, and is not for Kubernetes."""
+    parts = [True, 1, 1.0, "1", None, [], [1], [True], {}, {"a": 1}, {"a": True}, {"a": None}, [1, 2], [2, 1], 0, False]
+    for one in parts:
+        for other in parts:
+            for wrap in (lambda part: part, lambda part: [part], lambda part: {"x": part, "y": "same"}):
+                value, model = wrap(one), wrap(other)
+                before = json.dumps(model)
+                made = watch._shared(json.loads(json.dumps(value)), model)
+                assert json.dumps(made) == json.dumps(value)
+                assert json.dumps(model) == before
+    first = watch._shared({"spec": {"containers": [{"image": "a", "env": [1]}]}, "metadata": {"name": "a"}}, None)
+    second = watch._shared({"spec": {"containers": [{"image": "a", "env": [1]}]}, "metadata": {"name": "b"}}, first)
+    assert second["spec"] is first["spec"]
+    assert second["metadata"]["name"] == "b"
