@@ -37,7 +37,9 @@ def descriptors():
 
 
 def threads():
-    return {thread.name for thread in threading.enumerate() if thread.name.startswith("taskloom")}
+    # those of the local schedulers stay for the next graph
+    ours = ("taskloom-kube", "taskloom-client")
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith(ours)}
 
 
 # --- from outside
