@@ -151,6 +151,15 @@ class Api:
             await asyncio.wait(others, timeout=2.0)
         if self._client is not None:
             await self._client.close()
+            # TLS says goodbye and waits for an answer, and the session does not wait for that
+            transports = getattr(self._loop, "_transports", {})
+            for _ in range(20):
+                if not transports:
+                    break
+                await asyncio.sleep(0.01)
+            for transport in list(transports.values()):
+                transport.abort()
+            await asyncio.sleep(0)
         await self._loop.shutdown_default_executor()
 
     # --- where it is, and who we are
