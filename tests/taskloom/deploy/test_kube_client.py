@@ -490,7 +490,24 @@ def test_an_end_that_does_not_read_holds_up_the_other(lab, end, monkeypatch, the
     way.close()
 
 
-def test_an_end_that_closes_is_closed_at_the_other(lab, end):
+def test_an_end_that_says_goodbye_hears_the_answer(lab, end, monkeypatch):
+    monkeypatch.setattr(forward, "LINGER", 60.0)
+    lab.ports["demo-scheduler-0"] = end.getsockname()[1]
+    way = reach("kube://lab/demo")
+    near, far = ends_of(way, end)
+    with near, far:
+        near.sendall(b"goodbye")
+        near.shutdown(socket.SHUT_WR)
+        assert far.recv(100) == b"goodbye"
+        far.sendall(b"farewell")
+        assert near.recv(100) == b"farewell"
+        far.close()
+        assert near.recv(100) == b""
+    way.close()
+
+
+def test_an_end_that_closes_is_closed_at_the_other(lab, end, monkeypatch):
+    monkeypatch.setattr(forward, "LINGER", 0.05)
     lab.ports["demo-scheduler-0"] = end.getsockname()[1]
     way = reach("kube://lab/demo")
     port = int(way.address.rpartition(":")[2])

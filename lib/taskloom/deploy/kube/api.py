@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import os
+import selectors
 import threading
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -28,6 +29,7 @@ _SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _JSON = "application/json"
 MERGE = "application/merge-patch+json"
 CONNECT = 10.0  # seconds to reach the API server
+GOODBYE = 1.0  # seconds to end connections to it
 
 _METHODS = {"get": "GET", "list": "GET", "create": "POST", "patch": "PATCH", "delete": "DELETE"}
 _PATHS = {
@@ -94,7 +96,8 @@ class Api:
         self.namespace = "default"
         self._settings = client.Configuration(connection_pool_maxsize=0)  # connections that are forwarded stay for long
         self._pid = os.getpid()
-        self._loop = _Loop()
+        self._selector = selectors.DefaultSelector()
+        self._loop = _Loop(self._selector)
         self._thread = threading.Thread(target=self._serve, name="taskloom-kube", daemon=True)
         self._thread.start()
         self._client: Any = None
@@ -151,15 +154,10 @@ class Api:
             await asyncio.wait(others, timeout=2.0)
         if self._client is not None:
             await self._client.close()
-            # TLS says goodbye and waits for an answer, and the session does not wait for that
-            transports = getattr(self._loop, "_transports", {})
-            for _ in range(20):
-                if not transports:
-                    break
-                await asyncio.sleep(0.01)
-            for transport in list(transports.values()):
-                transport.abort()
-            await asyncio.sleep(0)
+        deadline = self._loop.time() + GOODBYE
+        # TLS ends with a word from the other side; what is left is the loop's own
+        while len(self._selector.get_map()) > 1 and self._loop.time() < deadline:
+            await asyncio.sleep(0.002)
         await self._loop.shutdown_default_executor()
 
     # --- where it is, and who we are

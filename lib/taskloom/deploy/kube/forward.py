@@ -23,6 +23,7 @@ __all__ = ["Forwarder"]
 SIZE = 1 << 18  # bytes that are read at a time
 TICK = 15.0  # seconds between looks whether something has come; a ping where it has not
 SILENT = 4  # ticks without anything, after which the other end is given up
+LINGER = 0.5  # seconds for the other end to answer the last words of this one
 BUSY = 0.1  # how much of a tick counts in which it was given more than it took: the ping would wait behind that
 DATA, ERROR = 0, 1  # the channels of a port
 
@@ -137,6 +138,7 @@ class _Pair:
         self._works = works
         self._silent = 0.0  # ticks
         self._sending = False
+        self._heard = asyncio.Event()
         self._held_up = False  # by the near end, which does not take what has come
 
     async def carry(self) -> str:
@@ -144,15 +146,24 @@ class _Pair:
         there = asyncio.ensure_future(self._there())
         back = asyncio.ensure_future(self._back())
         watch = asyncio.ensure_future(self._watch())
-        tasks = [there, back, watch]
+        tasks: list[asyncio.Future[Any]] = [there, back, watch]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not back.done() and not watch.done():
+                # There is no way to tell the other end that this one is closed, and none to hear that of the other. The last
+                # words have to arrive before all ends, and TLS answers them.
+                self._heard.clear()
+                answer = asyncio.ensure_future(self._heard.wait())
+                tasks.append(answer)
+                await asyncio.wait([back, answer], timeout=LINGER, return_when=asyncio.FIRST_COMPLETED)
+                if not back.done() and answer.done():
+                    await asyncio.wait([back], timeout=LINGER / 20)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
         for task in tasks:
-            if not task.cancelled() and task.exception() is None and task.result():
+            if not task.cancelled() and task.exception() is None and isinstance(task.result(), str) and task.result():
                 return str(task.result())
         return ""
 
@@ -180,6 +191,7 @@ class _Pair:
                         return str(message.data[1:].decode("utf-8", "replace")).strip()
                     else:
                         self._works()
+                        self._heard.set()
                         self._writer.write(memoryview(message.data)[1:])
                         self._held_up = True
                         await self._writer.drain()

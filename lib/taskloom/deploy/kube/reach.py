@@ -361,4 +361,6 @@ def troubles(cluster: Mapping[str, Any]) -> str:
     for one in conditions:
         if one["type"] in ("SchedulerReady", "WorkersReady", "Ready") and one["status"] != "True":
             said.append(f"{one.get('reason', '')}: {one.get('message', '')}")
-    return "; ".join(dict.fromkeys(said)) or "all of it is ready"
+    status = cluster["status"]
+    ready = f"all is as it is to be, with {status.get('readyReplicas', 0)} of {status.get('desiredReplicas', 0)} workers ready"
+    return "; ".join(dict.fromkeys(said)) or ready
