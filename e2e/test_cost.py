@@ -67,7 +67,7 @@ def test_a_hundred_workers(space, operator):
     posts = requests(after, "POST") - requests(before, "POST")
     others = requests(after, "GET", "PATCH", "DELETE") - requests(before, "GET", "PATCH", "DELETE")
     print(f"100 pods: made in {made:.1f} s, running in {running:.1f} s; {posts:.0f} POST, {others:.0f} others")
-    assert 100 <= posts <= 110
+    assert 100 <= posts <= 120  # and some events
     space.kubectl("delete", "taskcluster", "demo", "--wait=false")
 
 

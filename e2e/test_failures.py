@@ -15,11 +15,11 @@ def test_a_worker_pod_is_deleted(space):
     space.ready("demo", 2)
     with connect(space) as client:
         values = client.map(slow, range(60))
-        victim = space.pods("demo")[0]["metadata"]["name"]
-        space.kubectl("delete", "pod", victim, "--grace-period=0", "--force")
+        victim = space.pods("demo")[0]["metadata"]
+        space.kubectl("delete", "pod", victim["name"], "--grace-period=0", "--force")
         assert client.gather(values) == list(range(60))
         space.ready("demo", 2)
-    assert victim not in {pod["metadata"]["name"] for pod in space.pods("demo")}
+    assert victim["uid"] not in {pod["metadata"]["uid"] for pod in space.pods("demo")}
 
 
 def test_a_worker_is_killed_for_its_memory(space):
