@@ -29,7 +29,7 @@ _SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _JSON = "application/json"
 MERGE = "application/merge-patch+json"
 CONNECT = 10.0  # seconds to reach the API server
-GOODBYE = 1.0  # seconds to end connections to it
+GOODBYE = 0.5  # seconds to end connections to it
 
 _METHODS = {"get": "GET", "list": "GET", "create": "POST", "patch": "PATCH", "delete": "DELETE"}
 _PATHS = {
@@ -158,6 +158,9 @@ class Api:
         # TLS ends with a word from the other side; what is left is the loop's own
         while len(self._selector.get_map()) > 1 and self._loop.time() < deadline:
             await asyncio.sleep(0.002)
+        for transport in list(getattr(self._loop, "_transports", {}).values()):
+            transport.abort()
+        await asyncio.sleep(0)
         await self._loop.shutdown_default_executor()
 
     # --- where it is, and who we are
