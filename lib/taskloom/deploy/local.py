@@ -266,9 +266,7 @@ class LocalCluster:
         await supervisor.finished.wait()
         if supervisor.problem and not self._closed:
             why = "; why is said above" if supervisor.problem_said else f": {supervisor.problem}"
-            print(
-                f"taskloom: the cluster at {self.address} has no workers, and none can be started{why}", file=sys.stderr
-            )
+            supervisor.say(f"taskloom: the cluster at {self.address} has no workers, and none can be started{why}")
 
     # --- for users
 

@@ -456,6 +456,10 @@ class Supervisor:
             self._said[words] = worker.name, now
         self._stderr.say(line)
 
+    def say(self, line: str) -> None:
+        """Write a line to standard error, behind what workers have said before."""
+        self._stderr.say(line)
+
     def _joined(self, worker: _Worker, line: str) -> None:
         if worker.about is not None:
             with contextlib.suppress(psutil.Error):
