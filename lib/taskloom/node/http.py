@@ -77,6 +77,7 @@ class HttpServer:
         self._probe_host = host if probe_host is None else probe_host
         self._each_worker = each_worker
         self._servers: list[Any] = []
+        self._probes: ProbeServer | None = None
         self._metrics: Any = None
         self._state: Any = None
         self._address = self._probe_address = ""
@@ -117,7 +118,7 @@ class HttpServer:
             OSError: that is not possible there; a CommError where packages or certificates are missing.
         """
         try:
-            from taskloom.node.http_handlers import Server, make_application, make_probes
+            from taskloom.node.http_handlers import Server, make_application
             from taskloom.node.http_metrics import Metrics
             from taskloom.node.http_state import State
         except ImportError as error:
@@ -126,30 +127,28 @@ class HttpServer:
                 f"the HTTP interface needs tornado and prometheus-client ({error}): pip install 'taskloom[cluster]'",
             ) from error
         sockets = await _bind(self._host, self._port)
-        probes: list[socket.socket] = []
+        probes = None if self._probe_port is None else ProbeServer(self._node.ready, self._probe_host, self._probe_port)
         try:
-            if self._probe_port is not None:
-                probes = await _bind(self._probe_host, self._probe_port)
+            if probes is not None:
+                self._probe_address = await probes.start()
             local = all(is_loopback(sock.getsockname()[0]) for sock in sockets)
             context = None
             if not local:
                 self._security = self._security or temporary_security()
                 context = _for_http(self._security)
         except BaseException:
-            for sock in sockets + probes:
+            for sock in sockets:
                 sock.close()
+            if probes is not None:
+                await probes.close()
             raise
+        self._probes = probes
         self._state = State(self._node)
         self._metrics = Metrics(self._state, self._each_worker)
         server = Server(make_application(self._state, self._token, local, self._metrics), context)
         server.add_sockets(sockets)
         self._servers = [server]
         self._address = self._state.address = _url("http" if local else "https", self._host, sockets)
-        if probes:
-            server = Server(make_probes(self._state))
-            server.add_sockets(probes)
-            self._servers.append(server)
-            self._probe_address = _url("http", self._probe_host, probes)
         self._node.http_address = self._address
         self._node.http_certificate = self.certificate
         self._node.after += [self._state.changed, self._metrics.changed]
@@ -169,6 +168,9 @@ class HttpServer:
         self._metrics.close()
         await self._state.wishes.close()
         servers, self._servers = self._servers, []
+        probes, self._probes = self._probes, None
+        if probes is not None:
+            await probes.close()
         for server in servers:
             await server.close_all_connections()
 

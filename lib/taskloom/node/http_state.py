@@ -62,7 +62,7 @@ class State:
 
     def ready(self) -> dict[str, Any]:
         """Whether the scheduler takes connections, and whether all are back that an earlier one had."""
-        return {"ready": self.node.listener is not None, "settled": self.node.machine.settled}
+        return self.node.ready()
 
     def info(self) -> dict[str, Any]:
         """The whole, in numbers."""

@@ -173,6 +173,10 @@ class SchedulerNode:
         assert self.listener is not None
         return str(self.listener.address)
 
+    def ready(self) -> dict[str, bool]:
+        """Whether it takes connections, under "ready"; and whether all are back that an earlier one had, under "settled"."""
+        return {"ready": self.listener is not None, "settled": self.machine.settled}
+
     async def close(self) -> None:
         """End all connections."""
         if self.listener is not None:
@@ -518,9 +522,7 @@ async def serve(
     if probe_port is not None:
         from taskloom.node.http import ProbeServer
 
-        probes = ProbeServer(
-            lambda: {"ready": node.listener is not None, "settled": node.machine.settled}, "", probe_port
-        )
+        probes = ProbeServer(node.ready, "", probe_port)
         await probes.start()
     if tell is not None:
         tell(found, node.http_address)
